@@ -1,0 +1,61 @@
+"""The errors Baton raises.
+
+BatonError
+├── ConfigError            the user's configuration or command line is wrong
+├── StartupError           a worker, router or cluster did not come up in time
+├── RequestRefused         a worker will not take this request now
+│   ├── Draining           it is on its way out
+│   └── Overloaded         its queue or its KV cache is full
+├── WorkerLost             the worker died or its channel broke while it held the request
+├── NoWorkerAvailable      no worker of the model can take the request
+└── KvHandleError          a KV handle does not fit (forged, stale, other model, other tokens)
+
+Foreign errors are wrapped once, where they enter, with the cause chained. They become HTTP or gRPC
+codes once, where they leave.
+"""
+
+from __future__ import annotations
+
+
+class BatonError(Exception):
+    """Base of every error Baton raises on purpose."""
+
+
+class ConfigError(BatonError):
+    """The configuration or a command-line argument is wrong; the message names the key and the fix."""
+
+
+class StartupError(BatonError):
+    """A process did not become ready within its time limit."""
+
+
+class RequestRefused(BatonError):
+    """A worker refused a request before doing any work for it; another worker may take it."""
+
+
+class Draining(RequestRefused):
+    """The worker is draining: it finishes what it has and takes nothing new."""
+
+
+class Overloaded(RequestRefused):
+    """The worker's queue or KV cache is full."""
+
+
+class WorkerLost(BatonError):
+    """The worker died or became unreachable while it held a request."""
+
+
+class NoWorkerAvailable(BatonError):
+    """No worker of the model can take the request; ``retry_after_s`` says when to try again."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class KvHandleError(BatonError):
+    """A KV handle does not fit this worker or this prompt; ``reason`` is a short metric label."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

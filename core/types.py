@@ -1,0 +1,88 @@
+"""What the parts of Baton say to each other about workers: roles, loads, reports, snapshots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a worker does now. State, not class: it changes without an engine restart."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLoad:
+    """A worker's load at one moment, as its engine counts it."""
+
+    num_running: int = 0
+    """Requests in the running batch."""
+    num_waiting: int = 0
+    """Requests queued in front of the engine or inside it."""
+    waiting_prefill_tokens: int = 0
+    """Prompt tokens of requests that have not produced their first token."""
+    kv_used_blocks: int = 0
+    """KV blocks held by requests: running, waiting for a pull, or pinned for a pull."""
+    num_pinned: int = 0
+    """Prefilled prompts whose KV waits to be pulled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """One heartbeat: who the worker is and how it does."""
+
+    worker_id: str
+    incarnation: str
+    """New for every engine start; a KV handle of another incarnation is stale."""
+    model: str
+    revision: str
+    shape: str
+    allowed_roles: frozenset[Role]
+    role: Role
+    draining: bool
+    address: str
+    """host:port of the worker's gRPC server."""
+    node_id: str
+    metrics_address: str
+    """host:port of the worker's Prometheus endpoint."""
+    block_size_tokens: int
+    num_kv_blocks: int
+    max_num_seqs: int
+    load: WorkerLoad = field(default_factory=WorkerLoad)
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        return self.block_size_tokens * self.num_kv_blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredState:
+    """The registry's answer to a heartbeat."""
+
+    role: Role
+    draining: bool = False
+    peers: tuple[KvPeer, ...] = ()
+    """Workers of the same model whose KV this worker may pull: connect before the first handoff."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvPeer:
+    """Where another worker's lease service answers, and which engine start it is."""
+
+    incarnation: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The cluster as the registry sees it.
+
+    ``(incarnation, epoch)`` names the membership: epochs grow within one registry incarnation, and
+    only changes of members, roles or draining make a new one. Loads are as fresh as the heartbeats.
+    """
+
+    incarnation: str
+    epoch: int
+    workers: tuple[WorkerReport, ...] = ()
