@@ -1,0 +1,1 @@
+"""The composition root: configuration, Serve application, replicas, command line, manifests."""

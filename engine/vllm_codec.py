@@ -1,0 +1,125 @@
+"""Between Baton's engine interface and vLLM's own types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from vllm.logprobs import FlatLogprobs
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from engine.base import EngineDelta, EngineRequest, LogprobRows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Arguments of AsyncLLM.generate beside prompt and sampling parameters."""
+
+    prompt: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def _encode_foreign(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"cannot send a {type(value).__name__} to a worker")
+
+
+def _decode_foreign(type_: type, value: Any) -> Any:
+    if type_ is np.ndarray:
+        return np.asarray(value)
+    raise TypeError(f"cannot decode a {type_.__name__}")
+
+
+_params_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_foreign)
+
+
+def encode_sampling_params(params: SamplingParams) -> bytes:
+    """Every field of the parameters, private ones too."""
+    return _params_encoder.encode(params)
+
+
+def encode_options(
+    *,
+    lora: LoRARequest | None = None,
+    cache_salt: str | None = None,
+    reasoning_ended: bool | None = None,
+    reasoning_parser_kwargs: dict[str, Any] | None = None,
+) -> bytes:
+    """Empty when there is nothing but defaults."""
+    options: dict[str, Any] = {}
+    if lora is not None:
+        options["lora"] = [lora.lora_name, lora.lora_int_id, lora.lora_path]
+    if cache_salt:
+        options["cache_salt"] = cache_salt
+    if reasoning_ended is not None:
+        options["reasoning_ended"] = reasoning_ended
+    if reasoning_parser_kwargs:
+        options["reasoning_parser_kwargs"] = reasoning_parser_kwargs
+    return _params_encoder.encode(options) if options else b""
+
+
+class RequestDecoder:
+    """Turns engine requests into arguments of AsyncLLM.generate."""
+
+    def __init__(self) -> None:
+        self._params = msgspec.msgpack.Decoder(SamplingParams, dec_hook=_decode_foreign)
+
+    def decode(self, request: EngineRequest) -> tuple[SamplingParams, EngineOptions]:
+        """
+        Raises:
+            ValueError: the request's parameters do not decode.
+        """
+        try:
+            params = self._params.decode(request.sampling_params)
+            options = msgspec.msgpack.decode(request.options) if request.options else {}
+        except msgspec.DecodeError as error:
+            raise ValueError(f"sampling parameters do not decode: {error}") from error
+        params.max_tokens = request.max_tokens
+        params.detokenize = False
+        params.output_kind = RequestOutputKind.DELTA
+        params.flat_logprobs = True
+        params.skip_clone = True
+        extra = {k: v for k, v in (params.extra_args or {}).items() if k != "kv_transfer_params"}
+        if request.kv_params is not None:
+            extra["kv_transfer_params"] = dict(request.kv_params)
+        params.extra_args = extra or None
+        arguments = {
+            key: options[key] for key in ("reasoning_ended", "reasoning_parser_kwargs") if key in options
+        }
+        if "lora" in options:
+            arguments["lora_request"] = LoRARequest(*options["lora"])
+        prompt = {"cache_salt": options["cache_salt"]} if "cache_salt" in options else {}
+        return params, EngineOptions(prompt=prompt, arguments=arguments)
+
+
+def delta_from_output(output: RequestOutput, *, first: bool) -> EngineDelta:
+    """What a DELTA output with flat logprobs says; queue and prefill times with the first one only."""
+    completion = output.outputs[0]
+    stats = output.metrics if first else None
+    return EngineDelta(
+        token_ids=completion.token_ids,
+        logprobs=_rows(completion.logprobs) if completion.logprobs else None,
+        prompt_logprobs=_rows(output.prompt_logprobs[1:]) if output.prompt_logprobs else None,
+        num_cached_tokens=output.num_cached_tokens if first else None,
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
+        kv_params=output.kv_transfer_params,
+        queue_s=stats.scheduled_ts - stats.queued_ts if stats else None,
+        prefill_s=stats.first_token_ts - stats.scheduled_ts if stats else None,
+    )
+
+
+def _rows(flat: FlatLogprobs) -> LogprobRows:
+    num_rows = len(flat)
+    shape = (num_rows, len(flat.token_ids) // num_rows if num_rows else 0)
+    ranks = np.array(flat.ranks, dtype=np.int32).reshape(shape)
+    return LogprobRows(
+        token_ids=np.array(flat.token_ids, dtype=np.int32).reshape(shape),
+        logprobs=np.array(flat.logprobs, dtype=np.float32).reshape(shape),
+        ranks=ranks[:, 0] if num_rows else ranks.reshape(0),
+    )

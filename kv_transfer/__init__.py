@@ -1,0 +1,1 @@
+"""KV blocks between workers: the NIXL connector, KV handles and leases."""

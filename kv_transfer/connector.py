@@ -1,0 +1,298 @@
+"""Baton's KV connector: vLLM's NIXL pull connector, made safe to point at anything.
+
+What it adds, and why:
+
+* A pull covers exactly the tokens the handle covers, so the prompt may be longer than the remote
+  blocks (the first token was already sent); vLLM's own scheduler side asserts and the engine dies.
+* Leases are checked by the puller before each read and at its end; a late read is a failed read, and
+  its blocks are recomputed. vLLM's pull succeeds with whatever stands in the blocks by then.
+* Anything unexpected in a pull fails that pull, never the engine.
+* Each request's last output says what became of its pull (``params.REPORT_KEY``).
+* Pinned KV can be released and its lease renewed from outside (``worker_extension``).
+* On CPU: no spinning progress thread, no pinning of the engine's main thread to one core.
+* The engine process dies with its parent.
+
+Selected with ``kv_connector_module_path``; vLLM makes one instance for the scheduler and one in each
+worker process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import (
+    NixlBaseConnector,
+    NixlPullConnector,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
+from vllm.logger import init_logger
+
+from kv_transfer.nixl_agent import CountingAgent, make_polled_agent
+from kv_transfer.params import (
+    DEADLINE_KEY,
+    EXPIRES_KEY,
+    NUM_PINNED_STAT,
+    Outcome,
+    TransferReport,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata, ReqMeta
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+logger = init_logger(__name__)
+
+_PULLS = "baton_pulls"
+_PR_SET_PDEATHSIG = 1
+_MAX_RELEASED = 10_000
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent goes, however the parent goes."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # it went before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BatonConnectorStats(NixlKVConnectorStats):
+    """NIXL's counters plus one row a finished pull, on their way from workers to the scheduler."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.data[_PULLS] = []
+        self.data[NUM_PINNED_STAT] = []
+
+    def is_empty(self) -> bool:
+        return super().is_empty() and not self.data[_PULLS] and not self.data[NUM_PINNED_STAT]
+
+
+class BatonConnectorScheduler(NixlPullConnectorScheduler):
+    """Scheduler side: how many tokens a pull covers, and what became of it."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+        self._reports: dict[str, TransferReport] = {}
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_prefill"):
+            return super().get_num_new_matched_tokens(request, num_computed_tokens)
+        misfit = self._misfit(params)
+        if misfit is not None:
+            self._reports[request.request_id] = TransferReport(outcome=Outcome.RECOMPUTED, reason=misfit)
+            params["do_remote_prefill"] = False
+            self._stop_heartbeat(request.request_id)
+            return 0, False
+        count = min(params["remote_num_tokens"], request.num_prompt_tokens) - num_computed_tokens
+        return (count, True) if count > 0 else (0, False)
+
+    def _misfit(self, params: dict[str, Any]) -> str | None:
+        """Why these blocks cannot be pulled at all; None if they can."""
+        if time.monotonic() >= params.get(DEADLINE_KEY, 0.0):
+            return "lease_over"
+        groups = params.get("remote_block_ids") or []
+        num_blocks_needed = -(-params["remote_num_tokens"] // self.block_size)
+        if len(groups) != len(self.kv_cache_config.transfer_groups):
+            return "other_cache_groups"
+        if not self._is_hma_required and any(len(group) < num_blocks_needed for group in groups):
+            return "too_few_blocks"
+        return None
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        params = request.kv_transfer_params or {}
+        if params.get("do_remote_prefill") and num_external_tokens == 0:
+            self._reports[request.request_id] = TransferReport(outcome=Outcome.CACHED)
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        stats = connector_output.kv_connector_stats
+        if stats is not None:
+            for request_id, outcome, reason, num_bytes, pull_s in stats.data.get(_PULLS, ()):
+                self._merge(
+                    request_id,
+                    TransferReport(
+                        outcome=Outcome(outcome), reason=reason, num_bytes=num_bytes, pull_s=pull_s
+                    ),
+                )
+            stats.data[_PULLS] = []
+        super().update_connector_output(connector_output)
+
+    def _merge(self, request_id: str, report: TransferReport) -> None:
+        """Adds one rank's report: bytes add up, the slowest counts, one failure is everybody's."""
+        known = self._reports.get(request_id)
+        if known is not None:
+            failed = known if known.outcome is Outcome.RECOMPUTED else report
+            report = TransferReport(
+                outcome=failed.outcome,
+                reason=failed.reason,
+                num_bytes=known.num_bytes + report.num_bytes,
+                pull_s=max(known.pull_s, report.pull_s),
+            )
+        self._reports[request_id] = report
+
+    def request_finished(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
+        delay_free, params = super().request_finished(request, block_ids)
+        if params is not None and request.request_id in self._reqs_need_send:
+            params[EXPIRES_KEY] = self._reqs_need_send[request.request_id]
+        report = self._reports.pop(request.request_id, None)
+        if report is not None:
+            params = {**(params or {}), **report.as_params()}
+        return delay_free, params
+
+
+class BatonConnectorWorker(NixlPullConnectorWorker):
+    """Worker side: leases enforced by the puller, soft failures, release and renewal."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
+        affinity = os.sched_getaffinity(0)
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+        if self.device_type == "cpu":
+            os.sched_setaffinity(0, affinity)
+            extra = vllm_config.kv_transfer_config.get_from_extra_config
+            self.nixl_wrapper = make_polled_agent(
+                base_worker.NixlWrapper,
+                base_worker.nixl_agent_config,
+                num_threads=extra("num_threads", 4),
+                backends=self.nixl_backends,
+            )
+        else:
+            self.nixl_wrapper = CountingAgent(self.nixl_wrapper)
+        self.xfer_stats = BatonConnectorStats()
+        self._failure_reasons: dict[str, str] = {}
+        self._pull_started_s: dict[str, float] = {}
+        self._pulled_bytes: dict[str, int] = {}
+        self._released: dict[str, None] = {}
+        self._last_num_pinned = 0
+
+    # Pulling.
+
+    def _read_blocks_for_req(self, req_id: str, meta: ReqMeta) -> None:
+        if meta.awaiting_kvs and self._is_late(meta):
+            self._fail_pull(req_id, "lease_over")
+            return
+        self._pull_started_s.setdefault(req_id, time.monotonic())
+        try:
+            super()._read_blocks_for_req(req_id, meta)
+        except Exception:
+            logger.exception("KV pull of %s failed; its tokens are recomputed", req_id)
+            if meta.awaiting_kvs:
+                self._fail_pull(req_id, "pull_error")
+        if not meta.awaiting_kvs:
+            self._pull_started_s.pop(req_id, None)
+
+    def _fail_pull(self, req_id: str, reason: str) -> None:
+        self._failure_reasons[req_id] = reason
+        self._handle_failed_transfer(req_id, None, self._recv_failures, record_failed_transfer=False)
+
+    def _is_late(self, meta: ReqMeta) -> bool:
+        assert meta.remote is not None
+        deadline_s = meta.remote.blocks_expiry_time
+        return deadline_s is None or time.monotonic() >= deadline_s
+
+    def _pop_done_transfers(self, transfers: dict[str, list[Any]]) -> tuple[set[str], set[str]]:
+        in_flight = {req_id: list(handles) for req_id, handles in transfers.items()}
+        done, failed = super()._pop_done_transfers(transfers)
+        for req_id, handles in in_flight.items():
+            num_bytes = sum(self.nixl_wrapper.take_bytes(handle) for handle in handles)
+            self._pulled_bytes[req_id] = self._pulled_bytes.get(req_id, 0) + num_bytes
+        for req_id in done - failed - self._recv_failures:
+            meta = self._recving_metadata.get(req_id)
+            if meta is not None and self._is_late(meta):
+                failed.add(req_id)
+                self._failure_reasons[req_id] = "lease_over"
+        return done, failed
+
+    def get_transfer_results(self) -> Any:
+        results = super().get_transfer_results()
+        now_s = time.monotonic()
+        for req_id in results.finished_recving:
+            failed = req_id in results.failed_recving
+            self.xfer_stats.data[_PULLS].append(
+                [
+                    req_id,
+                    (Outcome.RECOMPUTED if failed else Outcome.PULLED).value,
+                    self._failure_reasons.pop(req_id, "pull_failed") if failed else "",
+                    self._pulled_bytes.pop(req_id, 0),
+                    now_s - self._pull_started_s.pop(req_id, now_s),
+                ]
+            )
+        return results
+
+    # Being pulled from.
+
+    def release(self, req_ids: list[str]) -> None:
+        """Gives up pinned KV: it is freed by the next step, pulled or not."""
+        self._released.update(dict.fromkeys(req_ids))
+        while len(self._released) > _MAX_RELEASED:
+            del self._released[next(iter(self._released))]
+
+    def _reap_expired_send_leases(self, done_sending: set[str]) -> None:
+        # An id may be released before the step that pins it has told this side.
+        for req_id in [req_id for req_id in self._released if req_id in self._reqs_to_send]:
+            del self._released[req_id], self._reqs_to_send[req_id]
+            self._reqs_to_process.discard(req_id)
+            self.consumer_notification_counts_by_req.pop(req_id, None)
+            self.expected_consumer_notifications_by_req.pop(req_id, None)
+            done_sending.add(req_id)
+        super()._reap_expired_send_leases(done_sending)
+
+    def renew(self, req_ids: list[str], lease_s: float) -> dict[str, float]:
+        """Extends leases; returns when each now ends on this node's monotonic clock.
+
+        What was already pulled, released or freed is missing from the answer.
+        """
+        end_s = time.monotonic() + lease_s
+        pinned = [req_id for req_id in req_ids if req_id in self._reqs_to_send]
+        for req_id in pinned:
+            self._reqs_to_send[req_id] = max(self._reqs_to_send[req_id], end_s)
+        return {req_id: self._reqs_to_send[req_id] for req_id in pinned}
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        num_pinned = len(self._reqs_to_send)
+        if num_pinned != self._last_num_pinned:
+            self._last_num_pinned = num_pinned
+            self.xfer_stats.data[NUM_PINNED_STAT] = [num_pinned]
+        return super().get_kv_connector_stats()
+
+    def connect(self, engine_id: str, host: str, port: int, tp_size: int) -> None:
+        """Starts the handshake with a peer unless it is done or under way."""
+        if engine_id != self.engine_id:
+            self._ensure_handshake(engine_id, host, port, tp_size)
+
+    def shutdown(self) -> None:
+        if hasattr(self, "nixl_wrapper") and hasattr(self.nixl_wrapper, "stop_polling"):
+            self.nixl_wrapper.stop_polling()
+        super().shutdown()
+
+
+class BatonConnector(NixlPullConnector):
+    """The class vLLM instantiates, by this module's path."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
+        die_with_parent()
+        if role == KVConnectorRole.SCHEDULER:
+            self.connector_scheduler = BatonConnectorScheduler(vllm_config, self.engine_id, kv_cache_config)
+        else:
+            self.connector_worker = BatonConnectorWorker(vllm_config, self.engine_id, kv_cache_config)
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
+        return BatonConnectorStats(data=data) if data is not None else BatonConnectorStats()

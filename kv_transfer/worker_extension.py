@@ -1,0 +1,24 @@
+"""Methods our connector needs inside vLLM's worker processes, called through collective_rpc."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_transfer_state import get_kv_transfer_group
+
+
+class BatonWorkerExtension:
+    """Mixed into vLLM's worker class (``worker_extension_cls``); names are prefixed to stay apart."""
+
+    def baton_release_kv(self, engine_request_ids: list[str]) -> None:
+        _connector_worker().release(engine_request_ids)
+
+    def baton_renew_kv(self, engine_request_ids: list[str], lease_s: float) -> dict[str, float]:
+        return _connector_worker().renew(engine_request_ids, lease_s)
+
+    def baton_connect_kv(self, peer: dict[str, Any]) -> None:
+        _connector_worker().connect(**peer)
+
+
+def _connector_worker() -> Any:
+    return get_kv_transfer_group().connector_worker
