@@ -41,6 +41,8 @@ class WorkerReport:
     shape: str
     allowed_roles: frozenset[Role]
     role: Role
+    role_assigned: bool
+    """False until a registry has said which role to take."""
     draining: bool
     address: str
     """host:port of the worker's gRPC server."""

@@ -107,8 +107,12 @@ class Engine(Protocol):
         """
         ...
 
-    async def release_kv(self, engine_request_ids: Sequence[str]) -> None:
-        """Frees KV pinned for a pull that will not come."""
+    async def release_kv(self, request_ids: Sequence[str]) -> None:
+        """Frees KV pinned for pulls that will not come, named by EngineRequest.request_id."""
+        ...
+
+    async def settle(self) -> None:
+        """Returns when every abort made so far has reached the engine."""
         ...
 
     async def renew_kv(self, engine_request_ids: Sequence[str], lease_s: float) -> Mapping[str, float]:
@@ -118,6 +122,10 @@ class Engine(Protocol):
             Monotonic time (this node's clock, seconds) each lease now ends; ids that are not pinned
             any more are missing.
         """
+        ...
+
+    async def extend_kv_deadline(self, request_id: str, deadline_s: float) -> None:
+        """Trusts the blocks a waiting request is about to pull until ``deadline_s`` (this node's clock)."""
         ...
 
     async def connect_kv(self, peer: KvParams) -> None:

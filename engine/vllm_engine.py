@@ -128,8 +128,12 @@ class VllmEngine:
         finally:
             self._waiting_prompts.pop(request.request_id, None)
 
-    async def release_kv(self, engine_request_ids: Sequence[str]) -> None:
-        await self._llm.collective_rpc("baton_release_kv", args=(list(engine_request_ids),))
+    async def release_kv(self, request_ids: Sequence[str]) -> None:
+        await self._llm.collective_rpc("baton_release_kv", args=(list(request_ids),))
+
+    async def settle(self) -> None:
+        # Aborts and calls reach the engine process through one queue, in order.
+        await self._llm.collective_rpc("baton_settle")
 
     async def renew_kv(self, engine_request_ids: Sequence[str], lease_s: float) -> Mapping[str, float]:
         by_rank = await self._llm.collective_rpc(
@@ -140,6 +144,9 @@ class VllmEngine:
             for request_id in engine_request_ids
             if all(request_id in ends for ends in by_rank)
         }
+
+    async def extend_kv_deadline(self, request_id: str, deadline_s: float) -> None:
+        await self._llm.collective_rpc("baton_extend_kv_deadline", args=(request_id, deadline_s))
 
     async def connect_kv(self, peer: KvParams) -> None:
         await self._llm.collective_rpc("baton_connect_kv", args=(peer,))

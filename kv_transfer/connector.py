@@ -34,6 +34,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import (
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.utils import get_base_request_id
 from vllm.logger import init_logger
 
 from kv_transfer.nixl_agent import CountingAgent, make_polled_agent
@@ -57,7 +58,7 @@ logger = init_logger(__name__)
 
 _PULLS = "baton_pulls"
 _PR_SET_PDEATHSIG = 1
-_MAX_RELEASED = 10_000
+_REMEMBER_RELEASED_S = 30.0
 
 
 def die_with_parent() -> None:
@@ -101,8 +102,6 @@ class BatonConnectorScheduler(NixlPullConnectorScheduler):
 
     def _misfit(self, params: dict[str, Any]) -> str | None:
         """Why these blocks cannot be pulled at all; None if they can."""
-        if time.monotonic() >= params.get(DEADLINE_KEY, 0.0):
-            return "lease_over"
         groups = params.get("remote_block_ids") or []
         num_blocks_needed = -(-params["remote_num_tokens"] // self.block_size)
         if len(groups) != len(self.kv_cache_config.transfer_groups):
@@ -176,13 +175,14 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         self._failure_reasons: dict[str, str] = {}
         self._pull_started_s: dict[str, float] = {}
         self._pulled_bytes: dict[str, int] = {}
-        self._released: dict[str, None] = {}
+        self._released: dict[str, float] = {}
+        self._extended_deadlines_s: dict[str, float] = {}
         self._last_num_pinned = 0
 
     # Pulling.
 
     def _read_blocks_for_req(self, req_id: str, meta: ReqMeta) -> None:
-        if meta.awaiting_kvs and self._is_late(meta):
+        if meta.awaiting_kvs and self._is_late(req_id, meta):
             self._fail_pull(req_id, "lease_over")
             return
         self._pull_started_s.setdefault(req_id, time.monotonic())
@@ -199,10 +199,11 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         self._failure_reasons[req_id] = reason
         self._handle_failed_transfer(req_id, None, self._recv_failures, record_failed_transfer=False)
 
-    def _is_late(self, meta: ReqMeta) -> bool:
+    def _is_late(self, req_id: str, meta: ReqMeta) -> bool:
         assert meta.remote is not None
-        deadline_s = meta.remote.blocks_expiry_time
-        return deadline_s is None or time.monotonic() >= deadline_s
+        deadline_s = meta.remote.blocks_expiry_time or 0.0
+        extended_s = self._extended_deadlines_s.get(get_base_request_id(req_id), 0.0)
+        return time.monotonic() >= max(deadline_s, extended_s)
 
     def _pop_done_transfers(self, transfers: dict[str, list[Any]]) -> tuple[set[str], set[str]]:
         in_flight = {req_id: list(handles) for req_id, handles in transfers.items()}
@@ -212,10 +213,17 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
             self._pulled_bytes[req_id] = self._pulled_bytes.get(req_id, 0) + num_bytes
         for req_id in done - failed - self._recv_failures:
             meta = self._recving_metadata.get(req_id)
-            if meta is not None and self._is_late(meta):
+            if meta is not None and self._is_late(req_id, meta):
                 failed.add(req_id)
                 self._failure_reasons[req_id] = "lease_over"
         return done, failed
+
+    def extend_deadline(self, request_id: str, deadline_s: float) -> None:
+        """A renewed lease: trust these blocks until then, on this node's monotonic clock."""
+        now_s = time.monotonic()
+        for known_id in [key for key, end_s in self._extended_deadlines_s.items() if end_s < now_s]:
+            del self._extended_deadlines_s[known_id]
+        self._extended_deadlines_s[request_id] = deadline_s
 
     def get_transfer_results(self) -> Any:
         results = super().get_transfer_results()
@@ -235,21 +243,32 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
 
     # Being pulled from.
 
-    def release(self, req_ids: list[str]) -> None:
-        """Gives up pinned KV: it is freed by the next step, pulled or not."""
-        self._released.update(dict.fromkeys(req_ids))
-        while len(self._released) > _MAX_RELEASED:
-            del self._released[next(iter(self._released))]
+    def release(self, request_ids: list[str]) -> None:
+        """Gives up pinned KV, named by the ids the requests were submitted with.
+
+        It is freed by the next step. An id may come before the step that pins its KV has told this
+        side, so ids are remembered for a while.
+        """
+        forget_at_s = time.monotonic() + _REMEMBER_RELEASED_S
+        self._released.update(dict.fromkeys(request_ids, forget_at_s))
 
     def _reap_expired_send_leases(self, done_sending: set[str]) -> None:
-        # An id may be released before the step that pins it has told this side.
-        for req_id in [req_id for req_id in self._released if req_id in self._reqs_to_send]:
-            del self._released[req_id], self._reqs_to_send[req_id]
+        if self._released:
+            self._free_released(done_sending)
+        super()._reap_expired_send_leases(done_sending)
+
+    def _free_released(self, done_sending: set[str]) -> None:
+        for req_id in list(self._reqs_to_send):
+            if self._released.pop(get_base_request_id(req_id), None) is None:
+                continue
+            del self._reqs_to_send[req_id]
             self._reqs_to_process.discard(req_id)
             self.consumer_notification_counts_by_req.pop(req_id, None)
             self.expected_consumer_notifications_by_req.pop(req_id, None)
             done_sending.add(req_id)
-        super()._reap_expired_send_leases(done_sending)
+        now_s = time.monotonic()
+        for request_id in [key for key, forget_at_s in self._released.items() if forget_at_s < now_s]:
+            del self._released[request_id]
 
     def renew(self, req_ids: list[str], lease_s: float) -> dict[str, float]:
         """Extends leases; returns when each now ends on this node's monotonic clock.

@@ -40,7 +40,6 @@ class KvScope:
 
     adapter: str
     tenant: str
-    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ class KvHandle:
 def token_digest(prompt_token_ids: Sequence[int], scope: KvScope) -> bytes:
     """BLAKE2b of the tokens, their number and the scope: 16 bytes."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for part in (scope.adapter, scope.tenant, scope.cache_salt):
+    for part in (scope.adapter, scope.tenant):
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(4, "little"))
         digest.update(encoded)

@@ -97,11 +97,11 @@ class Failure(_message.Message):
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNSPECIFIED: _ClassVar[Failure.Kind]
-        ENGINE_DEAD: _ClassVar[Failure.Kind]
+        TRY_ELSEWHERE: _ClassVar[Failure.Kind]
         INVALID_REQUEST: _ClassVar[Failure.Kind]
         INTERNAL: _ClassVar[Failure.Kind]
     UNSPECIFIED: Failure.Kind
-    ENGINE_DEAD: Failure.Kind
+    TRY_ELSEWHERE: Failure.Kind
     INVALID_REQUEST: Failure.Kind
     INTERNAL: Failure.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,1 @@
+"""The decode leg of a worker."""

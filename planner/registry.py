@@ -1,0 +1,127 @@
+"""The registry: heartbeats in, desired states and snapshots out.
+
+Level-triggered and without memory beyond the heartbeats: a restarted registry waits until every
+worker has had time to report, adopts the roles they report, and only then publishes. A worker that
+stops reporting drops out. A worker that was never given a role gets the one its shape's initial split
+lacks most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from core.clock import Clock
+from core.types import DesiredState, KvPeer, Role, Snapshot, WorkerReport
+
+_REBUILD_HEARTBEATS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryConfig:
+    heartbeat_s: float
+    """How often workers report."""
+    missed_heartbeats: int
+    """A worker silent for this many heartbeats is gone."""
+    initial_split: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
+    """Shape to number of workers per role."""
+
+
+@dataclass(slots=True)
+class _Member:
+    report: WorkerReport
+    seen_at_s: float
+    desired_role: Role
+
+
+class Registry:
+    """Membership of one cluster.
+
+    Args:
+        incarnation: unique for each start of the registry.
+    """
+
+    def __init__(self, config: RegistryConfig, clock: Clock, incarnation: str) -> None:
+        self._config = config
+        self._clock = clock
+        self._incarnation = incarnation
+        self._started_at_s = clock.now_s()
+        self._members: dict[str, _Member] = {}
+        self._epoch = 0
+        self._membership: tuple[object, ...] = ()
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def rebuilding(self) -> bool:
+        """True while a worker that served before this start may not have reported yet."""
+        return self._clock.now_s() - self._started_at_s < _REBUILD_HEARTBEATS * self._config.heartbeat_s
+
+    def heartbeat(self, report: WorkerReport) -> DesiredState:
+        """Takes a worker's report, says what it should do."""
+        member = self._members.get(report.worker_id)
+        if member is None or member.report.incarnation != report.incarnation:
+            desired_role = report.role if report.role_assigned else self._missing_role(report)
+            member = _Member(report, self._clock.now_s(), desired_role)
+            self._members[report.worker_id] = member
+        else:
+            member.report, member.seen_at_s = report, self._clock.now_s()
+        self._refresh()
+        return DesiredState(role=member.desired_role, peers=self._peers_of(report))
+
+    def assign_role(self, worker_id: str, role: Role) -> None:
+        """Makes ``role`` the worker's desired role; its next heartbeat tells it.
+
+        Raises:
+            ValueError: no such worker, or its shape may not take the role.
+        """
+        member = self._members.get(worker_id)
+        if member is None:
+            raise ValueError(f"no worker {worker_id!r} in the cluster")
+        if role not in member.report.allowed_roles:
+            raise ValueError(f"shape {member.report.shape!r} may not take the role {role.value!r}")
+        member.desired_role = role
+
+    def snapshot(self) -> Snapshot | None:
+        """The cluster now, or None while rebuilding after a start."""
+        if self.rebuilding:
+            return None
+        self._refresh()
+        return Snapshot(
+            incarnation=self._incarnation,
+            epoch=self._epoch,
+            workers=tuple(member.report for member in self._members.values()),
+        )
+
+    def _refresh(self) -> None:
+        """Drops silent workers; a changed membership is a new epoch."""
+        oldest_s = self._clock.now_s() - self._config.missed_heartbeats * self._config.heartbeat_s
+        for worker_id in [key for key, member in self._members.items() if member.seen_at_s < oldest_s]:
+            del self._members[worker_id]
+        membership = tuple(
+            (r.worker_id, r.incarnation, r.role, r.role_assigned, r.draining, r.address)
+            for r in (member.report for member in self._members.values())
+        )
+        if membership != self._membership:
+            self._membership = membership
+            self._epoch += 1
+
+    def _missing_role(self, report: WorkerReport) -> Role:
+        wanted = self._config.initial_split.get(report.shape, {})
+        taken = [
+            member.desired_role
+            for worker_id, member in self._members.items()
+            if member.report.shape == report.shape and worker_id != report.worker_id
+        ]
+        lacking = {role: wanted.get(role, 0) - taken.count(role) for role in report.allowed_roles}
+        return max(sorted(lacking), key=lambda role: lacking[role])
+
+    def _peers_of(self, report: WorkerReport) -> tuple[KvPeer, ...]:
+        return tuple(
+            KvPeer(incarnation=peer.incarnation, address=peer.address)
+            for peer in (member.report for member in self._members.values())
+            if peer.worker_id != report.worker_id
+            and (peer.model, peer.revision) == (report.model, report.revision)
+        )
