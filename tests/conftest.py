@@ -1,0 +1,68 @@
+"""Rules for every test run: a signal ends it cleanly, and no process outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+_MARK = "BATON_TEST_RUN"
+_GRACE_S = float(os.environ.get("BATON_TEST_GRACE_S", "10"))
+_leaked = pytest.StashKey[list[str]]()
+
+
+def pytest_configure() -> None:
+    """Marks this run's environment, which every process started by a test inherits."""
+    os.environ[_MARK] = uuid.uuid4().hex
+    os.environ["SPT_NOENV"] = "1"  # setproctitle would write over the mark in /proc
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures are torn down, as after Ctrl-C
+
+
+@pytest.hookimpl(trylast=True)  # after the teardown of session fixtures
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails the run if a process it started is left, and ends that process."""
+    deadline = time.monotonic() + _GRACE_S
+    while (left := list(_processes_of_this_run())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    session.config.stash[_leaked] = [_describe(process) for process in left]
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(_leaked, []):
+        terminalreporter.write_line(f"LEAKED PROCESS (now killed): {line}", red=True)
+
+
+def _processes_of_this_run() -> Iterator[psutil.Process]:
+    """Living processes that carry the mark, wherever they hang in the process tree, and all descendants."""
+    descendants = set(psutil.Process().children(recursive=True))
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process not in descendants and process.environ().get(_MARK) != os.environ[_MARK]:
+                continue
+            # The standard library's own helper ends when its parent, this process, does.
+            if process.ppid() == os.getpid() and "multiprocessing.resource_tracker" in _describe(process):
+                continue
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        yield process
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} {' '.join(process.cmdline())[:200]}"
+    except psutil.NoSuchProcess:
+        return f"{process.pid} (gone)"
