@@ -3,6 +3,8 @@
 PyYAML speaks YAML 1.1, where ``off`` is false and ``1:30`` is 90, and it takes the last of two equal
 keys in silence. ``_Loader`` knows true, false, null, numbers and text, and refuses the second key.
 """
+# mypy: disallow-untyped-calls=False
+# (PyYAML's stubs leave its parser untyped.)
 
 from __future__ import annotations
 
