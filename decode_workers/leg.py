@@ -16,12 +16,14 @@ from core.errors import KvHandleError, RequestRefused, WorkerLost
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.outbox import Outbox
 from decode_workers.reservations import Reservations
+from core.types import Role
 from engine.base import Engine, EngineDelta, EngineRequest
 from engine.gate import Gate
 from engine.wire import delta_to_proto, request_from_proto
 from kv_transfer.handle import KvHandle, KvHandleCodec, KvScope
 from kv_transfer.params import Outcome, TransferReport, pull
 from telemetry.logs import fields
+from telemetry.worker_metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         gate: Gate,
         leases: LeaseKeeper,
         clock: Clock,
+        metrics: WorkerMetrics,
         *,
         lease_s: float,
     ) -> None:
@@ -53,6 +56,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         self._gate = gate
         self._leases = leases
         self._lease_s = lease_s
+        self._metrics = metrics
         self._outboxes: dict[str, Outbox] = {}
         self._reservations = Reservations(
             info.num_kv_blocks * info.block_size_tokens, _RESERVATION_TTL_S, clock
@@ -99,6 +103,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         try:
             self._gate.check()
         except RequestRefused as refusal:
+            self._metrics.refused(Role.DECODE, type(refusal).__name__.lower())
             return worker_pb2.GenerateReply(refused=str(refusal))
         task = asyncio.create_task(self._run(message, outbox), name=f"decode {request_id}")
         outbox.tasks[request_id] = task
@@ -152,7 +157,8 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
                     if renewal is not None:  # the blocks are here, or recomputed
                         renewal.cancel()
                         renewal = None
-                    outbox.push(_delta(request, delta, report))
+                    self._count(request, delta, pulling=handle is not None)
+                    outbox.push(self._message(request, delta, report))
         except asyncio.CancelledError:
             if handle is not None:  # whoever cancelled may free the blocks this engine could be reading
                 await asyncio.shield(self._engine.settle())
@@ -184,21 +190,41 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
                 return
             await self._engine.extend_kv_deadline(request_id, deadline_s)
 
-
-def _delta(request: EngineRequest, delta: EngineDelta, report: TransferReport | None) -> worker_pb2.Delta:
-    message = delta_to_proto(request.request_id, delta)
-    if delta.finish_reason is not None:
-        report = report or TransferReport.from_params(delta.kv_params)
-        if report is not None:
-            message.transfer.CopyFrom(
-                worker_pb2.Transfer(
-                    outcome=_OUTCOMES[report.outcome],
-                    reason=report.reason,
-                    num_bytes=report.num_bytes,
-                    pull_s=report.pull_s,
-                )
+    def _count(self, request: EngineRequest, delta: EngineDelta, *, pulling: bool) -> None:
+        self._metrics.tokens_sampled(len(delta.token_ids))
+        if delta.queue_s is not None and not pulling:
+            self._metrics.prompt_computed(
+                queue_s=delta.queue_s,
+                prefill_s=delta.prefill_s or 0.0,
+                num_tokens=len(request.prompt_token_ids),
+                num_cached_tokens=delta.num_cached_tokens or 0,
             )
-    return message
+        if delta.finish_reason is not None:
+            self._metrics.finished(Role.DECODE, delta.finish_reason)
+
+    def _message(
+        self, request: EngineRequest, delta: EngineDelta, refused: TransferReport | None
+    ) -> worker_pb2.Delta:
+        """The delta on the wire; the last one says what became of the KV handle."""
+        message = delta_to_proto(request.request_id, delta)
+        report = refused or TransferReport.from_params(delta.kv_params)
+        if delta.finish_reason is None or report is None:
+            return message
+        message.transfer.CopyFrom(
+            worker_pb2.Transfer(
+                outcome=_OUTCOMES[report.outcome],
+                reason=report.reason,
+                num_bytes=report.num_bytes,
+                pull_s=report.pull_s,
+            )
+        )
+        if report.outcome is Outcome.PULLED:
+            self._metrics.kv_pulled(report.num_bytes, report.pull_s)
+        elif report.outcome is Outcome.CACHED:
+            self._metrics.kv_cached()
+        else:
+            self._metrics.kv_recomputed(report.reason)
+        return message
 
 
 def _failure(request_id: str, kind: worker_pb2.Failure.Kind, error: Exception) -> worker_pb2.Delta:

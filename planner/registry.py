@@ -71,6 +71,13 @@ class Registry:
         self._refresh()
         return DesiredState(role=member.desired_role, peers=self._peers_of(report))
 
+    def leave(self, worker_id: str, incarnation: str) -> None:
+        """Forgets a worker that is going, unless a newer start has taken its place."""
+        member = self._members.get(worker_id)
+        if member is not None and member.report.incarnation == incarnation:
+            del self._members[worker_id]
+            self._refresh()
+
     def assign_role(self, worker_id: str, role: Role) -> None:
         """Makes ``role`` the worker's desired role; its next heartbeat tells it.
 

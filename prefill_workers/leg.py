@@ -12,12 +12,14 @@ import grpc
 from baton_proto import worker_pb2, worker_pb2_grpc
 from baton_proto.codecs import load_to_proto
 from core.errors import RequestRefused, WorkerLost
+from core.types import Role
 from engine.base import Engine, EngineDelta, EngineRequest
 from engine.gate import Gate
 from engine.wire import delta_to_proto, request_from_proto
 from kv_transfer.handle import KvHandle, KvHandleCodec, KvScope
 from kv_transfer.params import PinnedKv, keep_for_pull, pinned_kv
 from kv_transfer.peer import KvPeerAddress
+from telemetry.worker_metrics import WorkerMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,19 @@ class PrefillLegConfig:
 class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
     """gRPC service over an engine."""
 
-    def __init__(self, engine: Engine, codec: KvHandleCodec, gate: Gate, config: PrefillLegConfig) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        codec: KvHandleCodec,
+        gate: Gate,
+        config: PrefillLegConfig,
+        metrics: WorkerMetrics,
+    ) -> None:
         self._engine = engine
         self._codec = codec
         self._gate = gate
         self._config = config
+        self._metrics = metrics
 
     async def Prefill(
         self, message: worker_pb2.PrefillRequest, context: grpc.aio.ServicerContext
@@ -47,6 +57,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
             with self._gate.enter():
                 return await self._prefill(message)
         except RequestRefused as refusal:
+            self._metrics.refused(Role.PREFILL, type(refusal).__name__.lower())
             return worker_pb2.PrefillReply(refused=str(refusal), load=load_to_proto(self._engine.load()))
         except asyncio.CancelledError:
             if message.keep_kv:  # the engine may have pinned the KV just before
@@ -77,6 +88,14 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
         async with contextlib.aclosing(self._engine.generate(request)) as deltas:
             async for delta in deltas:
                 if delta.finish_reason is not None:
+                    self._metrics.tokens_sampled(len(delta.token_ids))
+                    self._metrics.finished(Role.PREFILL, delta.finish_reason)
+                    self._metrics.prompt_computed(
+                        queue_s=delta.queue_s or 0.0,
+                        prefill_s=delta.prefill_s or 0.0,
+                        num_tokens=len(request.prompt_token_ids),
+                        num_cached_tokens=delta.num_cached_tokens or 0,
+                    )
                     return delta
         raise WorkerLost("the engine ended a prefill without an answer")
 

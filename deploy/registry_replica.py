@@ -1,0 +1,99 @@
+"""The registry in a Ray Serve replica: heartbeats, snapshots by long poll, metrics endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import ray
+
+from core.clock import MonotonicClock
+from core.types import DesiredState, Role, Snapshot, WorkerReport
+from planner.registry import Registry, RegistryConfig
+from telemetry.exporter import ScrapeTarget, http_sd, new_registry, start_exporter, worker_targets
+from telemetry.logs import configure_logging
+from telemetry.registry_metrics import RegistryMetrics
+
+_ROUTER_TTL_S = 30.0
+
+
+class RegistryReplica:
+    """Deployed once."""
+
+    def __init__(self, config: RegistryConfig) -> None:
+        configure_logging("registry")
+        self._heartbeat_s = config.heartbeat_s
+        self._registry = Registry(config, MonotonicClock(), uuid.uuid4().hex)
+        self._changed = asyncio.Condition()
+        self._routers: dict[str, tuple[str, float]] = {}
+        registry = new_registry()
+        self._metrics = RegistryMetrics(registry)
+        self._exporter = start_exporter(ray.util.get_node_ip_address(), registry)
+
+    async def heartbeat(self, report: WorkerReport) -> DesiredState:
+        """Takes a worker's report; the answer is what it should do."""
+        self._metrics.heartbeat(report.model)
+        before = self._registry.epoch
+        desired = self._registry.heartbeat(report)
+        await self._wake(before)
+        return desired
+
+    async def leave(self, worker_id: str, incarnation: str) -> None:
+        """A worker says goodbye: it need not be waited for."""
+        before = self._registry.epoch
+        self._registry.leave(worker_id, incarnation)
+        await self._wake(before)
+
+    async def assign_role(self, worker_id: str, role: Role) -> None:
+        """Sets a worker's desired role; its next heartbeat tells it."""
+        self._registry.assign_role(worker_id, role)
+
+    async def snapshot(
+        self, router_id: str, metrics_address: str, known: tuple[str, int] | None, wait_s: float
+    ) -> Snapshot | None:
+        """The cluster, as soon as it is not the one the router knows, or after ``wait_s``.
+
+        Args:
+            known: (incarnation, epoch) of the router's last snapshot.
+
+        Returns:
+            None while the registry is rebuilding after a start.
+        """
+        self._routers[router_id] = (metrics_address, time.monotonic())
+        until_s = time.monotonic() + wait_s
+        while True:
+            snapshot = self._registry.snapshot()
+            left_s = until_s - time.monotonic()
+            if left_s <= 0 or (snapshot and (snapshot.incarnation, snapshot.epoch) != known):
+                break
+            async with self._changed:
+                try:
+                    # Silence changes the membership too, so look again before long.
+                    await asyncio.wait_for(self._changed.wait(), min(left_s, self._heartbeat_s))
+                except TimeoutError:
+                    pass
+        self._metrics.set_publishing(snapshot is not None)
+        if snapshot is not None:
+            self._metrics.snapshot_served()
+            self._metrics.set_snapshot(snapshot)
+        return snapshot
+
+    async def metrics_targets(self) -> list[dict[str, object]]:
+        """Every process's metrics endpoint, as Prometheus's HTTP service discovery wants it."""
+        oldest_s = time.monotonic() - _ROUTER_TTL_S
+        targets = [ScrapeTarget(address=self._exporter.address, labels={"process": "registry"})]
+        targets += [
+            ScrapeTarget(address=address, labels={"process": "router"})
+            for address, seen_at_s in self._routers.values()
+            if seen_at_s > oldest_s
+        ]
+        snapshot = self._registry.snapshot()
+        if snapshot is not None:
+            targets += worker_targets(snapshot)
+        return http_sd(targets)
+
+    async def _wake(self, epoch_before: int) -> None:
+        if self._registry.epoch != epoch_before:
+            async with self._changed:
+                self._changed.notify_all()

@@ -1,0 +1,155 @@
+"""A router replica: vLLM's OpenAI application, the relay and the view of the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import Any
+
+import ray
+from ray import serve
+
+from core.clock import MonotonicClock
+from core.errors import StartupError
+from core.types import Snapshot
+from deploy.settings import RouterSettings
+from router.cluster_view import ClusterView
+from router.policy import LoadBalancingPolicy
+from router.relay import Relay, RelayConfig
+from router.trace import TraceLog
+from router.tracker import RequestTracker
+from router.worker_link import WorkerLink
+from telemetry.exporter import new_registry, start_exporter
+from telemetry.logs import configure_logging, fields
+from telemetry.router_metrics import RouterMetrics
+from telemetry.slo import SloTargets
+
+logger = logging.getLogger(__name__)
+
+_LONG_POLL_S = 1.0
+_RETRY_S = 0.2
+
+
+@serve.ingress()
+class RouterReplica:
+    """Deployed with any number of replicas behind HAProxy.
+
+    Args:
+        settings: the model's.
+        registry: handle of the registry deployment.
+        workers: handles of the worker deployments, so that one application holds them all; requests
+            do not go through them.
+    """
+
+    def __init__(self, settings: RouterSettings, registry: Any, *workers: Any) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._router_id = uuid.uuid4().hex[:12]
+        configure_logging(f"router-{self._router_id}")
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        from router.admin_api import admin_routes
+        from router.app import build_openai_app, front_end_config, parse_front_end_args
+        from router.engine_client import RelayEngineClient
+
+        settings, clock = self._settings, MonotonicClock()
+        args = parse_front_end_args(
+            model_path=settings.model_path,
+            served_name=settings.model,
+            revision=settings.revision,
+            engine_args=dict(settings.engine_args),
+            adapters=dict(settings.adapters),
+            extra=settings.vllm_args,
+        )
+        metrics_registry = new_registry()
+        self._metrics = RouterMetrics(
+            metrics_registry,
+            slo_targets={
+                settings.model: SloTargets(ttft_s=settings.ttft_slo_s, tpot_s=settings.tpot_slo_s)
+            },
+        )
+        self._exporter = start_exporter(ray.util.get_node_ip_address(), metrics_registry)
+        self._view = ClusterView(
+            lambda report, on_load: WorkerLink(report.address, self._router_id, on_load)
+        )
+        traces = TraceLog()
+        relay = Relay(
+            self._view,
+            LoadBalancingPolicy(),
+            RelayConfig(prefill_timeout_s=settings.prefill_timeout_s),
+            clock,
+        )
+        self._client = RelayEngineClient(
+            front_end_config(args),
+            settings.model,
+            relay,
+            RequestTracker(self._metrics, traces, clock),
+            clock,
+            self._router_id,
+        )
+        app = await build_openai_app(self._client, args)
+        app.include_router(admin_routes(self._view, traces, self._registry.metrics_targets.remote))
+        self._watcher = asyncio.create_task(self._watch_cluster(), name="cluster watch")
+        await self._wait_for_workers()
+        logger.info("router ready", extra=fields(metrics=self._exporter.address))
+        return app
+
+    async def _wait_for_workers(self) -> None:
+        """A router that could only say 503 does not count as ready."""
+        async with asyncio.timeout(self._settings.startup_timeout_s):
+            while not self._view.candidates(self._settings.model):
+                if self._watcher.done():
+                    raise StartupError("the cluster watch ended") from self._watcher.exception()
+                await asyncio.sleep(0.05)
+
+    async def snapshot(self) -> Snapshot | None:
+        """What this router knows of the cluster, for a peer born while the registry is away."""
+        return self._view.snapshot
+
+    async def _watch_cluster(self) -> None:
+        while True:
+            known = self._view.snapshot
+            try:
+                snapshot = await asyncio.wait_for(
+                    self._registry.snapshot.remote(
+                        self._router_id,
+                        self._exporter.address,
+                        (known.incarnation, known.epoch) if known else None,
+                        _LONG_POLL_S,
+                    ),
+                    5 * _LONG_POLL_S,
+                )
+            except Exception as error:
+                logger.warning("no snapshot from the registry", extra=fields(error=repr(error)))
+                snapshot = None
+            if snapshot is None:
+                if known is None:
+                    snapshot = await self._ask_a_peer()
+                await asyncio.sleep(_RETRY_S)
+            if snapshot is not None:
+                await self._take(snapshot)
+
+    async def _take(self, snapshot: Snapshot) -> None:
+        self._metrics.snapshot_received(snapshot)
+        for link in self._view.update(snapshot):
+            await link.close()
+
+    async def _ask_a_peer(self) -> Snapshot | None:
+        context = serve.get_replica_context()
+        try:
+            peers = serve.get_deployment_handle(context.deployment, context.app_name)
+            return await asyncio.wait_for(peers.snapshot.remote(), _LONG_POLL_S)
+        except Exception as error:
+            logger.info("no snapshot from a peer", extra=fields(error=repr(error)))
+            return None
+
+    async def __del__(self) -> None:
+        """Ray Serve's shutdown hook, after the replica's own streams have ended."""
+        if not hasattr(self, "_watcher"):
+            return
+        self._watcher.cancel()
+        self._client.shutdown()
+        for member in self._view.members():
+            await member.link.close()
+        self._exporter.stop()

@@ -1,0 +1,105 @@
+"""What each replica is started with: plain data cut from the configuration, sent through Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.types import Role
+from deploy.config import BatonConfig, ModelConfig, ShapeConfig
+
+APP_NAME = "baton"
+REGISTRY_NAME = "Registry"
+ROUTER_NAME = "Router"
+CONNECTOR_CLASS = "BatonConnector"
+CONNECTOR_MODULE = "kv_transfer.connector"
+WORKER_EXTENSION = "kv_transfer.worker_extension.BatonWorkerExtension"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """One worker replica."""
+
+    model: str
+    model_path: str
+    revision: str | None
+    adapters: Mapping[str, str]
+    shape: str
+    allowed_roles: frozenset[Role]
+    engine: str
+    engine_args: Mapping[str, Any]
+    mock: Mapping[str, Any] | None
+    kv_buffer_device: str
+    connector_options: Mapping[str, Any]
+    lease_s: int
+    heartbeat_s: float
+    startup_timeout_s: float
+    drain_timeout_s: float
+    cluster_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSettings:
+    """One router replica."""
+
+    model: str
+    model_path: str
+    revision: str | None
+    adapters: Mapping[str, str]
+    engine_args: Mapping[str, Any]
+    """Of the first shape that runs vLLM: what front end and engines must agree on is in there."""
+    vllm_args: tuple[str, ...]
+    max_ongoing_requests: int
+    prefill_timeout_s: float
+    ttft_slo_s: float
+    tpot_slo_s: float
+    startup_timeout_s: float
+
+
+def worker_settings(
+    config: BatonConfig, model: ModelConfig, shape: ShapeConfig, cluster_key: bytes
+) -> WorkerSettings:
+    """Cuts one shape's worker settings out of the configuration."""
+    return WorkerSettings(
+        model=model.name,
+        model_path=model.path,
+        revision=model.revision,
+        adapters={adapter.name: adapter.path for adapter in model.adapters},
+        shape=shape.name,
+        allowed_roles=frozenset(shape.roles),
+        engine=shape.engine,
+        engine_args=dict(shape.engine_args),
+        mock=shape.mock.model_dump() if shape.mock else None,
+        kv_buffer_device=config.kv_transfer.buffer_device,
+        connector_options={
+            "backends": [config.kv_transfer.backend],
+            **config.kv_transfer.backend_params,
+        },
+        lease_s=config.kv_transfer.lease_s,
+        heartbeat_s=config.registry.heartbeat_s,
+        startup_timeout_s=config.startup_timeout_s,
+        drain_timeout_s=config.drain_timeout_s,
+        cluster_key=cluster_key,
+    )
+
+
+def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
+    """Cuts the router settings out of the configuration."""
+    engine_args: Mapping[str, Any] = next(
+        (shape.engine_args for shape in model.shapes if shape.engine == "vllm"), {}
+    )
+    template = ("--chat-template", config.router.chat_template) if config.router.chat_template else ()
+    return RouterSettings(
+        model=model.name,
+        model_path=model.path,
+        revision=model.revision,
+        adapters={adapter.name: adapter.path for adapter in model.adapters},
+        engine_args=dict(engine_args),
+        vllm_args=(*config.router.vllm_args, *template),
+        max_ongoing_requests=config.router.max_ongoing_requests,
+        prefill_timeout_s=config.router.prefill_timeout_s,
+        ttft_slo_s=model.slo.ttft_ms / 1000,
+        tpot_slo_s=model.slo.tpot_ms / 1000,
+        startup_timeout_s=config.startup_timeout_s,
+    )

@@ -1,0 +1,62 @@
+"""What operators ask a router: who is in the cluster, what happened to a request, where metrics are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, HTTPException
+
+from router.cluster_view import ClusterView
+from router.trace import TraceLog
+
+MetricsTargets = Callable[[], Awaitable[list[dict[str, Any]]]]
+
+
+def admin_routes(view: ClusterView, traces: TraceLog, metrics_targets: MetricsTargets) -> APIRouter:
+    """Routes under /baton."""
+    routes = APIRouter(prefix="/baton", tags=["baton"])
+
+    @routes.get("/status")
+    async def status() -> dict[str, Any]:
+        """The cluster as this router sees it."""
+        snapshot = view.snapshot
+        return {
+            "registry_incarnation": snapshot.incarnation if snapshot else None,
+            "epoch": snapshot.epoch if snapshot else None,
+            "workers": [_worker(member) for member in view.members()],
+        }
+
+    @routes.get("/requests/{request_id}")
+    async def request(request_id: str) -> dict[str, Any]:
+        """One of this router's latest finished requests: who ran which leg, how long, how many bytes."""
+        trace = traces.get(request_id)
+        if trace is None:
+            raise HTTPException(404, f"this router has no finished request {request_id!r} in its log")
+        return trace.as_dict()
+
+    @routes.get("/prometheus-sd")
+    async def prometheus_sd() -> list[dict[str, Any]]:
+        """Targets for Prometheus's http_sd_configs: every process of the cluster."""
+        return await metrics_targets()
+
+    return routes
+
+
+def _worker(member: Any) -> dict[str, Any]:
+    report, seen = member.report, member.candidate()
+    return {
+        "worker_id": report.worker_id,
+        "shape": report.shape,
+        "model": report.model,
+        "role": report.role.value,
+        "state": "draining" if report.draining else "ready" if member.link.up else "unreachable",
+        "node_id": report.node_id,
+        "address": report.address,
+        "metrics_address": report.metrics_address,
+        "num_requests": seen.num_requests,
+        "waiting_prefill_tokens": seen.waiting_prefill_tokens,
+        "kv_used_blocks": member.load.kv_used_blocks,
+        "num_pinned": member.load.num_pinned,
+        "num_kv_blocks": report.num_kv_blocks,
+    }

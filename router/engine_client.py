@@ -1,0 +1,368 @@
+"""vLLM's EngineClient over the relay: what lets vLLM's own OpenAI application run without an engine.
+
+Requests are validated and tokenized by vLLM's input processor and detokenized by vLLM's output
+processor, exactly as in front of a local engine; only the engine in between is the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from copy import copy
+from http import HTTPStatus
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.protocol import EngineClient
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.renderers import renderer_from_config
+from vllm.sampling_params import SamplingParams
+from vllm.tasks import SupportedTask
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+
+from core.clock import Clock
+from core.errors import NoWorkerAvailable, WorkerLost
+from engine.base import EngineDelta, LogprobRows
+from engine.vllm_codec import encode_options
+from router.disaggregation import choose_path
+from router.relay import Relay, RelayRequest
+from router.sampling import facts_of
+from router.tenant import current_tenant
+from router.trace import RequestTrace
+from router.tracker import RequestTracker
+from telemetry.logs import fields
+
+logger = logging.getLogger(__name__)
+
+_FINISH_REASONS = {str(reason): reason for reason in FinishReason}
+SUPPORTED_TASKS: tuple[SupportedTask, ...] = ("generate",)
+
+
+class RelayEngineClient(EngineClient):
+    """One per router replica.
+
+    Args:
+        router_id: this router start; request ids begin with it.
+        tracker: told what happens to each request.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        model: str,
+        relay: Relay,
+        tracker: RequestTracker,
+        clock: Clock,
+        router_id: str,
+    ) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.renderer = renderer_from_config(vllm_config)
+        self.input_processor = InputProcessor(vllm_config, self.renderer)
+        self._output_processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
+        self._model = model
+        self._relay = relay
+        self._tracker = tracker
+        self._clock = clock
+        self._router_id = router_id
+        self._counter = itertools.count()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    # Generation.
+
+    async def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        prompt_text: str | None = None,
+        lora_request: LoRARequest | None = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        data_parallel_rank: int | None = None,
+        session_id: str | None = None,
+        kv_hints: Any = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: dict[str, Any] | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        request = self.input_processor.process_inputs(
+            request_id,
+            prompt,
+            _without_kv_fields(sampling_params),
+            supported_tasks=SUPPORTED_TASKS,
+            lora_request=lora_request,
+            tokenization_kwargs=tokenization_kwargs,
+            trace_headers=trace_headers,
+            priority=priority,
+            data_parallel_rank=data_parallel_rank,
+            session_id=session_id,
+            kv_hints=kv_hints,
+        )
+        if request.prompt_token_ids is None or request.prompt_embeds is not None or request.mm_features:
+            raise VLLMValidationError("Only token prompts are served: no embeddings, images, audio or video.")
+        request.reasoning_ended = reasoning_ended
+        request.reasoning_parser_kwargs = reasoning_parser_kwargs
+        self.input_processor.assign_request_id(request)
+        if prompt_text is None and isinstance(prompt, dict):
+            prompt_text = prompt.get("prompt")
+        queue = RequestOutputCollector(request.params.output_kind, request.request_id)
+        children = self._start(request, prompt_text, queue)
+        try:
+            finished = False
+            while not finished:
+                output = queue.get_nowait() or await queue.get()
+                finished = output.finished
+                yield output
+        except WorkerLost as error:
+            raise GracefulHTTPError(str(error), HTTPStatus.BAD_GATEWAY) from error
+        except NoWorkerAvailable as error:
+            raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
+        finally:
+            queue.close()
+            self._cancel(children)
+
+    def _start(self, request: EngineCoreRequest, prompt_text: str | None, queue: RequestOutputCollector) -> list[str]:
+        """Registers the request with the output processor and starts one relay per sequence."""
+        params = request.params
+        if params.n == 1:
+            siblings = [(request, None, 0)]
+        else:
+            parent = ParentRequest(request)
+            siblings = []
+            for index in range(params.n):
+                child = copy(request)
+                child.request_id, child.sampling_params = parent.get_child_info(index)
+                siblings.append((child, parent, index))
+        for child, parent, index in siblings:
+            self._output_processor.add_request(child, prompt_text, parent, index, queue)
+        for child, _, _ in siblings:
+            task = asyncio.create_task(self._run(child, params.n, queue), name=f"relay {child.request_id}")
+            self._tasks[child.request_id] = task
+        return [child.request_id for child, _, _ in siblings]
+
+    async def _run(self, request: EngineCoreRequest, num_siblings: int, queue: RequestOutputCollector) -> None:
+        adapter = request.lora_request.lora_name if request.lora_request else ""
+        params = request.params
+        trace = RequestTrace(
+            request_id=request.external_req_id or request.request_id,
+            model=self._model,
+            adapter=adapter,
+            tenant=current_tenant(),
+            prompt_tokens=len(request.prompt_token_ids),
+            received_at_s=self._clock.now_s(),
+            path=choose_path(facts_of(params, num_siblings)),
+        )
+        relay_request = RelayRequest(
+            request_id=f"{self._router_id}.{next(self._counter)}",
+            model=self._model,
+            adapter=adapter,
+            tenant=trace.tenant,
+            prompt_token_ids=request.prompt_token_ids,
+            params=params,
+            options=encode_options(
+                lora=request.lora_request,
+                cache_salt=request.cache_salt,
+                reasoning_ended=request.reasoning_ended,
+                reasoning_parser_kwargs=request.reasoning_parser_kwargs,
+            ),
+            path=trace.path,
+            priority=request.priority,
+            trace_headers=dict(request.trace_headers or {}),
+        )
+        tracked = self._tracker.begin(trace)
+        core_id = request.request_id
+
+        def emit(delta: EngineDelta) -> None:
+            tracked.on_delta(delta)
+            processed = self._output_processor.process_outputs([_core_output(core_id, delta)])
+            if processed.reqs_to_abort:  # a stop string: the text is complete, the engine does not know
+                tracked.stopped = True
+                self._tasks[core_id].cancel()
+
+        try:
+            await self._relay.run(relay_request, trace, emit)
+            tracked.end("completed")
+        except asyncio.CancelledError:
+            tracked.end("completed" if tracked.stopped else "cancelled")
+            if not tracked.stopped:
+                raise
+        except (WorkerLost, NoWorkerAvailable) as error:
+            tracked.end("failed")
+            self._fail(core_id, error, queue)
+        except ValueError as error:
+            tracked.end("invalid")
+            self._fail(core_id, VLLMValidationError(str(error)), queue)
+        except Exception as error:
+            logger.exception("relay failed", extra=fields(request_id=trace.request_id))
+            tracked.end("failed")
+            self._fail(core_id, error, queue)
+        finally:
+            self._tasks.pop(core_id, None)
+
+    def _fail(self, core_id: str, error: Exception, queue: RequestOutputCollector) -> None:
+        self._output_processor.abort_requests([core_id], internal=True)
+        queue.put(error)
+
+    def _cancel(self, core_ids: Iterable[str]) -> None:
+        """Drops sequences that have not ended; those that have are not known any more."""
+        for core_id in core_ids:
+            task = self._tasks.pop(core_id, None)
+            if task is not None:
+                task.cancel()
+        self._output_processor.abort_requests(
+            [core_id for core_id in core_ids if self._output_processor.has_request(core_id)], internal=True
+        )
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        request_ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        for core_id in self._output_processor.abort_requests(request_ids, internal=False):
+            task = self._tasks.pop(core_id, None)
+            if task is not None:
+                task.cancel()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._tasks)
+
+    # What the OpenAI application asks beside generating.
+
+    @property
+    def is_running(self) -> bool:
+        return True
+
+    @property
+    def is_stopped(self) -> bool:
+        return False
+
+    @property
+    def errored(self) -> bool:
+        return False
+
+    @property
+    def dead_error(self) -> BaseException:
+        return WorkerLost("the router is stopping")
+
+    async def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
+        return SUPPORTED_TASKS
+
+    async def check_health(self) -> None:
+        return None
+
+    async def is_tracing_enabled(self) -> bool:
+        return False
+
+    async def do_log_stats(self) -> None:
+        return None
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        return True  # workers load adapters when a request first names them
+
+    async def reset_mm_cache(self) -> None:
+        return None
+
+    async def is_sleeping(self) -> bool:
+        return False
+
+    async def is_paused(self) -> bool:
+        return False
+
+    async def notify_kv_transfer_request_rejected(
+        self,
+        request_id: str,
+        kv_transfer_params: dict[str, Any],
+        *,
+        data_parallel_rank: int | None = None,
+    ) -> None:
+        return None  # clients' KV fields are never used, so nothing is pinned for them
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self._cancel(list(self._tasks))
+
+    # What a router cannot do: these act on one engine.
+
+    def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
+        raise VLLMValidationError("This cluster serves generation only.")
+
+    async def start_profile(self, *args: Any, **kwargs: Any) -> None:
+        raise _not_here()
+
+    async def stop_profile(self) -> None:
+        raise _not_here()
+
+    async def reset_encoder_cache(self) -> None:
+        raise _not_here()
+
+    async def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        raise _not_here()
+
+    async def sleep(self, *args: Any, **kwargs: Any) -> None:
+        raise _not_here()
+
+    async def release_kv_cache_memory(self) -> None:
+        raise _not_here()
+
+    async def wake_up(self, tags: list[str] | None = None) -> bool:
+        raise _not_here()
+
+    async def pause_generation(self, *args: Any, **kwargs: Any) -> None:
+        raise _not_here()
+
+    async def resume_generation(self) -> None:
+        raise _not_here()
+
+
+def _not_here() -> GracefulHTTPError:
+    return GracefulHTTPError(
+        "This acts on a single engine; the router stands before many.", HTTPStatus.NOT_IMPLEMENTED
+    )
+
+
+def _without_kv_fields(params: SamplingParams) -> SamplingParams:
+    """KV fields steer where an engine reads memory from: only the relay may set them."""
+    if not params.extra_args or "kv_transfer_params" not in params.extra_args:
+        return params
+    params = params.clone()
+    rest = {key: value for key, value in params.extra_args.items() if key != "kv_transfer_params"}
+    params.extra_args = rest or None
+    return params
+
+
+def _core_output(core_id: str, delta: EngineDelta) -> EngineCoreOutput:
+    prefill_stats = None
+    if delta.num_cached_tokens is not None:
+        prefill_stats = PrefillStats(num_cached_tokens=delta.num_cached_tokens)
+    prompt = delta.prompt_logprobs
+    return EngineCoreOutput(
+        request_id=core_id,
+        new_token_ids=list(delta.token_ids),
+        new_logprobs=_lists(delta.logprobs) if delta.logprobs is not None else None,
+        new_prompt_logprobs_tensors=_tensors(prompt) if prompt is not None else None,
+        finish_reason=_FINISH_REASONS[delta.finish_reason] if delta.finish_reason else None,
+        stop_reason=delta.stop_reason,
+        prefill_stats=prefill_stats,
+    )
+
+
+def _lists(rows: LogprobRows) -> LogprobsLists:
+    return LogprobsLists(rows.token_ids, rows.logprobs, rows.ranks)
+
+
+def _tensors(rows: LogprobRows) -> LogprobsTensors:
+    import torch
+
+    return LogprobsTensors(
+        *(torch.from_numpy(array.copy()) for array in (rows.token_ids, rows.logprobs, rows.ranks))
+    )

@@ -1,0 +1,95 @@
+"""What happened to one request, moment by moment."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from router.disaggregation import Path
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestTrace:
+    """Filled in by the relay while the request runs; times are seconds on the router's clock."""
+
+    request_id: str
+    model: str
+    adapter: str
+    tenant: str
+    prompt_tokens: int
+    received_at_s: float
+    path: Path | None = None
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    prefill_sent_at_s: float | None = None
+    prefill_done_at_s: float | None = None
+    prefill_queue_s: float = 0.0
+    prefill_s: float = 0.0
+    first_token_at_s: float | None = None
+    handoff_sent_at_s: float | None = None
+    first_decode_at_s: float | None = None
+    decode_queue_s: float = 0.0
+    last_token_at_s: float | None = None
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    kv_bytes: int = 0
+    kv_pull_s: float = 0.0
+    kv_outcome: str = ""
+    kv_reason: str = ""
+    fallbacks: tuple[str, ...] = ()
+    outcome: str = "running"
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_token_at_s is None else self.first_token_at_s - self.received_at_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """None with fewer than two tokens."""
+        if self.first_token_at_s is None or self.last_token_at_s is None or self.output_tokens < 2:
+            return None
+        return (self.last_token_at_s - self.first_token_at_s) / (self.output_tokens - 1)
+
+    def legs_s(self) -> dict[str, float]:
+        """The waterfall: seconds spent in each leg the request went through."""
+        legs: dict[str, float] = {}
+        if self.prefill_sent_at_s is not None:
+            legs["router_queue"] = self.prefill_sent_at_s - self.received_at_s
+        elif self.handoff_sent_at_s is not None:
+            legs["router_queue"] = self.handoff_sent_at_s - self.received_at_s
+        if self.prefill_done_at_s is not None:
+            legs["prefill_queue"] = self.prefill_queue_s
+            legs["prefill"] = self.prefill_s
+        if self.handoff_sent_at_s is not None:
+            if self.prefill_done_at_s is not None:
+                legs["handoff"] = self.handoff_sent_at_s - self.prefill_done_at_s
+            if self.kv_pull_s:
+                legs["transfer"] = self.kv_pull_s
+            if self.first_decode_at_s is not None:
+                waited_s = self.first_decode_at_s - self.handoff_sent_at_s
+                legs["decode_queue"] = max(min(self.decode_queue_s, waited_s) - self.kv_pull_s, 0.0)
+                legs["first_decode_step"] = max(waited_s - self.kv_pull_s - legs["decode_queue"], 0.0)
+                if self.last_token_at_s is not None:
+                    legs["decode"] = self.last_token_at_s - self.first_decode_at_s
+        return legs
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: every field, the waterfall, TTFT and TPOT."""
+        return {**asdict(self), "ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "legs_s": self.legs_s()}
+
+
+class TraceLog:
+    """The latest finished traces of this router, by the id the client saw."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self._traces: OrderedDict[str, RequestTrace] = OrderedDict()
+        self._capacity = capacity
+
+    def add(self, trace: RequestTrace) -> None:
+        self._traces[trace.request_id] = trace
+        while len(self._traces) > self._capacity:
+            self._traces.popitem(last=False)
+
+    def get(self, request_id: str) -> RequestTrace | None:
+        return self._traces.get(request_id)

@@ -1,0 +1,91 @@
+"""Follows requests from arrival to end: their traces and the router's metrics."""
+
+from __future__ import annotations
+
+from core.clock import Clock
+from engine.base import EngineDelta
+from router.trace import RequestTrace, TraceLog
+from telemetry.router_metrics import Leg, Path, RouterMetrics
+from telemetry.slo import Outcome
+
+_OUTCOMES = {
+    "completed": Outcome.OK,
+    "cancelled": Outcome.CANCELLED,
+    "rejected": Outcome.REJECTED,
+    "failed": Outcome.FAILED,
+    "invalid": Outcome.INVALID,
+}
+
+
+class RequestTracker:
+    """One per router replica."""
+
+    def __init__(self, metrics: RouterMetrics, traces: TraceLog, clock: Clock) -> None:
+        self._metrics = metrics
+        self._traces = traces
+        self._clock = clock
+
+    def begin(self, trace: RequestTrace) -> TrackedRequest:
+        return TrackedRequest(trace, self._metrics, self._traces, self._clock)
+
+
+class TrackedRequest:
+    """One sequence; its methods are on the per-token path."""
+
+    __slots__ = ("_clock", "_ended", "_metrics", "_traces", "stopped", "trace")
+
+    def __init__(
+        self, trace: RequestTrace, metrics: RouterMetrics, traces: TraceLog, clock: Clock
+    ) -> None:
+        self.trace = trace
+        self.stopped = False
+        """The router has the whole text: what the engine still does is waste."""
+        self._ended = False
+        self._traces = traces
+        self._clock = clock
+        self._metrics = metrics.for_request(trace.model, trace.adapter, trace.tenant)
+        self._metrics.arrived()
+
+    def on_delta(self, delta: EngineDelta) -> None:
+        num_tokens = len(delta.token_ids)
+        if not num_tokens:
+            return
+        trace, now_s = self.trace, self._clock.now_s()
+        if trace.first_token_at_s is None:
+            trace.first_token_at_s = now_s
+            self._metrics.first_token(now_s - trace.received_at_s, num_tokens)
+        else:
+            self._metrics.next_tokens(now_s - trace.last_token_at_s, num_tokens)
+        trace.last_token_at_s = now_s
+        trace.output_tokens += num_tokens
+
+    def end(self, outcome: str) -> None:
+        """The sequence is over; only the first call counts.
+
+        Args:
+            outcome: ``completed``, ``cancelled``, ``rejected``, ``failed`` or ``invalid``.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        trace, metrics = self.trace, self._metrics
+        trace.outcome = outcome
+        end_s = trace.last_token_at_s or self._clock.now_s()
+        metrics.finished(
+            Path(trace.path.value if trace.path and (trace.prefill_worker or trace.decode_worker) else "none"),
+            _OUTCOMES[outcome],
+            e2e_s=end_s - trace.received_at_s,
+            ttft_s=trace.ttft_s,
+            num_output_tokens=trace.output_tokens,
+        )
+        if trace.output_tokens:
+            metrics.prompt(trace.prompt_tokens, trace.cached_tokens)
+        for leg, seconds in trace.legs_s().items():
+            metrics.leg(Leg(leg), seconds)
+        for reason in trace.fallbacks:
+            metrics.prefill_fell_back(reason)
+        if trace.kv_outcome == "recomputed":
+            metrics.kv_recomputed(trace.kv_reason)
+        if trace.kv_bytes:
+            metrics.kv_transferred(trace.kv_bytes)
+        self._traces.add(trace)
