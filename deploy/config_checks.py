@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ def find_problems(config: BatonConfig) -> Iterator[str]:
         yield f"models: must list exactly one model, not {len(config.models)}; run one cluster per model"
     for index, model in enumerate(config.models):
         yield from _model_problems(f"models[{index}]", model, config.kv_transfer.buffer_device)
-    yield from _router_problems(config.router)
+    yield from _router_problems(config.router, config.models)
     for key, fix in CONNECTOR_PARAMS_SET_BY_BATON.items():
         if key in config.kv_transfer.backend_params:
             yield f"kv_transfer.backend_params.{key}: is refused: {fix}"
@@ -137,7 +137,8 @@ def _engine_arg_problems(key: str, shape: ShapeConfig) -> Iterator[str]:
         )
 
 
-def _router_problems(router: RouterConfig) -> Iterator[str]:
+def _router_problems(router: RouterConfig, models: Sequence[ModelConfig]) -> Iterator[str]:
+    engine_args = {name for model in models for shape in model.shapes for name in shape.engine_args}
     first = router.vllm_args[0] if router.vllm_args else "--"
     if not first.startswith("--"):
         yield f"router.vllm_args[0]: must be an option such as --tool-call-parser, not {first!r}"
@@ -145,6 +146,8 @@ def _router_problems(router: RouterConfig) -> Iterator[str]:
         option = argument.split("=", maxsplit=1)[0].replace("_", "-")
         if option in VLLM_ARGS_SET_BY_BATON:
             yield f"router.vllm_args[{index}]: {option} is refused: {VLLM_ARGS_SET_BY_BATON[option]}"
+        elif option.removeprefix("--").replace("-", "_") in engine_args:
+            yield f"router.vllm_args[{index}]: {option} is in engine_args too, which hold here; remove it"
 
 
 def _duplicates(names: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ ENGINE_ARGS_SET_BY_BATON = {
     "enable_lora": "list the adapters in models[].adapters",
     "worker_extension_cls": "Baton's own extension frees and renews KV",
     "disable_log_stats": "Baton's metrics need the statistics",
+    "enable_log_requests": "Baton logs requests itself",
 }
 """Engine arguments that are refused, and what to do instead."""
 

@@ -316,6 +316,10 @@ WRONG_COMBINATIONS: dict[str, tuple[Edit, str]] = {
         lambda raw: raw.update(router={"vllm_args": ["--enable-auto-tool-choice", "--port=80"]}),
         "router.vllm_args[1]: --port is refused: set router.port",
     ),
+    "front-end arguments do not repeat engine arguments": (
+        lambda raw: raw.update(router={"vllm_args": ["--max-model-len", "8"]}),
+        "router.vllm_args[0]: --max-model-len is in engine_args too, which hold here; remove it",
+    ),
     "connector parameters do not repeat Baton's keys": (
         lambda raw: raw["kv_transfer"].update(backend_params={"kv_lease_duration": 5}),
         "kv_transfer.backend_params.kv_lease_duration: is refused: set kv_transfer.lease_s",
@@ -353,7 +357,6 @@ ACCEPTED: dict[str, Edit] = {
     "a mock engine beside the CUDA buffer": lambda raw: (as_mock(raw), raw.pop("kv_transfer")),
     "a mock engine with its own timing": lambda raw: as_mock(raw, mock={"decode_step_ms": 0}),
     "two shapes": add_shape,
-    "anchors of YAML": lambda raw: shape(raw).update(engine_args=dict(shape(raw)["engine_args"])),
     "front-end arguments": lambda raw: raw.update(router={"vllm_args": ["--tool-call-parser", "hermes"]}),
     "NIXL parameters": lambda raw: raw["kv_transfer"].update(backend_params={"num_threads": 8}),
 }
