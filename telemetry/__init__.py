@@ -1,0 +1,1 @@
+"""Metrics and logs of every process; the only package that talks to Prometheus."""
