@@ -40,6 +40,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
 	@echo "setup: Baton with the extras cpu and dev (4 GB, a few minutes the first time)"
 	@$(BIN)/uv pip install --python $(BIN)/python --constraint $(CONSTRAINTS) $(TORCH_SOURCE) --editable '.[cpu,dev]'
+	@echo "setup: byte code (every engine start imports half of it)"
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q -j 0 $(VENV)/lib/*/site-packages >/dev/null 2>&1 || true
 	@touch $@
 
 .PHONY: demo

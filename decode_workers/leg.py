@@ -184,9 +184,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
             try:
                 deadline_s = await self._leases.renew(handle)
             except KvHandleError as error:
-                logger.warning(
-                    "lease not renewed", extra=fields(request_id=request_id, reason=error.reason)
-                )
+                logger.warning("lease not renewed", extra=fields(request_id=request_id, reason=error.reason))
                 return
             await self._engine.extend_kv_deadline(request_id, deadline_s)
 
@@ -228,6 +226,4 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
 
 
 def _failure(request_id: str, kind: worker_pb2.Failure.Kind, error: Exception) -> worker_pb2.Delta:
-    return worker_pb2.Delta(
-        request_id=request_id, failure=worker_pb2.Failure(kind=kind, message=str(error))
-    )
+    return worker_pb2.Delta(request_id=request_id, failure=worker_pb2.Failure(kind=kind, message=str(error)))

@@ -6,10 +6,9 @@ import asyncio
 import time
 import uuid
 
-import ray
-
 from core.clock import MonotonicClock
 from core.types import DesiredState, Role, Snapshot, WorkerReport
+from deploy.node import node_host
 from planner.registry import Registry, RegistryConfig
 from telemetry.exporter import ScrapeTarget, http_sd, new_registry, start_exporter, worker_targets
 from telemetry.logs import configure_logging
@@ -21,7 +20,7 @@ _ROUTER_TTL_S = 30.0
 class RegistryReplica:
     """Deployed once."""
 
-    def __init__(self, config: RegistryConfig) -> None:
+    def __init__(self, config: RegistryConfig, bind_host: str | None) -> None:
         configure_logging("registry")
         self._heartbeat_s = config.heartbeat_s
         self._registry = Registry(config, MonotonicClock(), uuid.uuid4().hex)
@@ -29,7 +28,7 @@ class RegistryReplica:
         self._routers: dict[str, tuple[str, float]] = {}
         registry = new_registry()
         self._metrics = RegistryMetrics(registry)
-        self._exporter = start_exporter(ray.util.get_node_ip_address(), registry)
+        self._exporter = start_exporter(node_host(bind_host), registry)
 
     async def heartbeat(self, report: WorkerReport) -> DesiredState:
         """Takes a worker's report; the answer is what it should do."""

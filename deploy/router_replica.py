@@ -7,18 +7,16 @@ import logging
 import uuid
 from typing import Any
 
-import ray
 from ray import serve
 
 from core.clock import MonotonicClock
 from core.errors import StartupError
 from core.types import Snapshot
+from deploy.node import node_host
 from deploy.settings import RouterSettings
 from router.cluster_view import ClusterView
 from router.policy import LoadBalancingPolicy
-from router.relay import Relay, RelayConfig
 from router.trace import TraceLog
-from router.tracker import RequestTracker
 from router.worker_link import WorkerLink
 from telemetry.exporter import new_registry, start_exporter
 from telemetry.logs import configure_logging, fields
@@ -49,9 +47,12 @@ class RouterReplica:
         configure_logging(f"router-{self._router_id}")
 
     async def __serve_build_asgi_app__(self) -> Any:
+        # Here, not at the top: the process that only names this class needs no vLLM.
         from router.admin_api import admin_routes
-        from router.app import build_openai_app, front_end_config, parse_front_end_args
+        from router.app import FrontDoor, build_openai_app, front_end_config, parse_front_end_args
         from router.engine_client import RelayEngineClient
+        from router.relay import Relay, RelayConfig
+        from router.tracker import RequestTracker
 
         settings, clock = self._settings, MonotonicClock()
         args = parse_front_end_args(
@@ -65,14 +66,10 @@ class RouterReplica:
         metrics_registry = new_registry()
         self._metrics = RouterMetrics(
             metrics_registry,
-            slo_targets={
-                settings.model: SloTargets(ttft_s=settings.ttft_slo_s, tpot_s=settings.tpot_slo_s)
-            },
+            slo_targets={settings.model: SloTargets(ttft_s=settings.ttft_slo_s, tpot_s=settings.tpot_slo_s)},
         )
-        self._exporter = start_exporter(ray.util.get_node_ip_address(), metrics_registry)
-        self._view = ClusterView(
-            lambda report, on_load: WorkerLink(report.address, self._router_id, on_load)
-        )
+        self._exporter = start_exporter(node_host(self._settings.bind_host), metrics_registry)
+        self._view = ClusterView(lambda report, on_load: WorkerLink(report.address, self._router_id, on_load))
         traces = TraceLog()
         relay = Relay(
             self._view,
@@ -93,7 +90,7 @@ class RouterReplica:
         self._watcher = asyncio.create_task(self._watch_cluster(), name="cluster watch")
         await self._wait_for_workers()
         logger.info("router ready", extra=fields(metrics=self._exporter.address))
-        return app
+        return FrontDoor(app)
 
     async def _wait_for_workers(self) -> None:
         """A router that could only say 503 does not count as ready."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.types import Role
-from deploy.config import BatonConfig, ModelConfig, ShapeConfig
+from deploy.config import BatonConfig, MockConfig, ModelConfig, ShapeConfig
 
 APP_NAME = "baton"
+LOOPBACK = "127.0.0.1"
 REGISTRY_NAME = "Registry"
 ROUTER_NAME = "Router"
 CONNECTOR_CLASS = "BatonConnector"
@@ -29,13 +30,15 @@ class WorkerSettings:
     allowed_roles: frozenset[Role]
     engine: str
     engine_args: Mapping[str, Any]
-    mock: Mapping[str, Any] | None
+    mock: Mapping[str, Any]
     kv_buffer_device: str
     connector_options: Mapping[str, Any]
     lease_s: int
     heartbeat_s: float
     startup_timeout_s: float
     drain_timeout_s: float
+    bind_host: str | None
+    """Address for the worker's ports; None is the node's own."""
     cluster_key: bytes = field(repr=False)
 
 
@@ -55,6 +58,7 @@ class RouterSettings:
     ttft_slo_s: float
     tpot_slo_s: float
     startup_timeout_s: float
+    bind_host: str | None
 
 
 def worker_settings(
@@ -70,7 +74,7 @@ def worker_settings(
         allowed_roles=frozenset(shape.roles),
         engine=shape.engine,
         engine_args=dict(shape.engine_args),
-        mock=shape.mock.model_dump() if shape.mock else None,
+        mock=(shape.mock or MockConfig()).model_dump() if shape.engine == "mock" else {},
         kv_buffer_device=config.kv_transfer.buffer_device,
         connector_options={
             "backends": [config.kv_transfer.backend],
@@ -80,6 +84,7 @@ def worker_settings(
         heartbeat_s=config.registry.heartbeat_s,
         startup_timeout_s=config.startup_timeout_s,
         drain_timeout_s=config.drain_timeout_s,
+        bind_host=bind_host(config),
         cluster_key=cluster_key,
     )
 
@@ -102,4 +107,10 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
         ttft_slo_s=model.slo.ttft_ms / 1000,
         tpot_slo_s=model.slo.tpot_ms / 1000,
         startup_timeout_s=config.startup_timeout_s,
+        bind_host=bind_host(config),
     )
+
+
+def bind_host(config: BatonConfig) -> str | None:
+    """Loopback for a cluster that starts its own Ray and serves loopback only, else each node's own address."""
+    return LOOPBACK if config.ray.address is None and config.router.host == LOOPBACK else None

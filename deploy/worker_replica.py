@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-import uuid
 from typing import Any
 
 import grpc
@@ -20,12 +19,12 @@ from core.errors import KvHandleError, StartupError
 from core.types import DesiredState, Role, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.leg import DecodeLeg
-from deploy.settings import CONNECTOR_CLASS, CONNECTOR_MODULE, WORKER_EXTENSION, WorkerSettings
-from engine.base import Engine
+from deploy.engines import start_engine
+from deploy.node import node_host
+from deploy.settings import WorkerSettings
 from engine.gate import Gate
 from kv_transfer.handle import KvHandleCodec, KvIdentity
-from kv_transfer.params import NUM_PINNED_STAT
-from kv_transfer.peer import KvPeerAddress, free_port
+from kv_transfer.peer import KvPeerAddress
 from prefill_workers.leg import PrefillLeg, PrefillLegConfig
 from telemetry.exporter import MetricsEndpoint, new_registry, start_exporter
 from telemetry.logs import configure_logging, fields
@@ -58,13 +57,13 @@ class WorkerReplica:
         self._settings = settings
         self._registry = registry
         self._worker_id = f"{settings.shape}-{serve.get_replica_context().replica_id.unique_id}"
-        self._host = ray.util.get_node_ip_address()
+        self._host = node_host(settings.bind_host)
         self._node_id = ray.get_runtime_context().get_node_id()
         self._role = min(settings.allowed_roles)
         self._role_assigned = False
         self._met_peers: set[str] = set()
         configure_logging(self._worker_id)
-        self._engine, peer = await self._start_engine()
+        self._engine, peer = await start_engine(settings, self._host)
         self._gate = Gate(_QUEUE_FACTOR * self._engine.info.max_num_seqs)
         clock = MonotonicClock()
         self._leases = LeaseKeeper(clock)
@@ -81,39 +80,6 @@ class WorkerReplica:
         ]
 
     # Start.
-
-    async def _start_engine(self) -> tuple[Engine, KvPeerAddress]:
-        settings = self._settings
-        incarnation = uuid.uuid4().hex
-        port = free_port(self._host)
-        if settings.engine == "mock":
-            from engine.mock_engine import start_mock_engine
-
-            engine: Engine = start_mock_engine(incarnation, settings.model, settings.mock or {}, settings.lease_s)
-        else:
-            from engine.vllm_engine import VllmEngine, VllmEngineSpec
-
-            engine = await VllmEngine.start(
-                VllmEngineSpec(
-                    incarnation=incarnation,
-                    model=settings.model,
-                    model_path=settings.model_path,
-                    revision=settings.revision,
-                    engine_args=settings.engine_args,
-                    lora_modules=settings.adapters,
-                    connector_class=CONNECTOR_CLASS,
-                    connector_module=CONNECTOR_MODULE,
-                    worker_extension=WORKER_EXTENSION,
-                    kv_buffer_device=settings.kv_buffer_device,
-                    connector_options=settings.connector_options,
-                    lease_s=settings.lease_s,
-                    side_channel_host=self._host,
-                    side_channel_port=port,
-                    num_pinned_stat=NUM_PINNED_STAT,
-                    startup_timeout_s=settings.startup_timeout_s,
-                )
-            )
-        return engine, KvPeerAddress(incarnation, self._host, port, engine.info.tp_size)
 
     async def _start_server(self, clock: MonotonicClock, peer: KvPeerAddress) -> tuple[grpc.aio.Server, str]:
         settings, info = self._settings, self._engine.info
@@ -172,7 +138,9 @@ class WorkerReplica:
         period_s = self._settings.heartbeat_s
         while True:
             try:
-                desired = await asyncio.wait_for(self._registry.heartbeat.remote(self._report()), 5 * period_s)
+                desired = await asyncio.wait_for(
+                    self._registry.heartbeat.remote(self._report()), 5 * period_s
+                )
                 await self._apply(desired)
             except Exception as error:
                 logger.warning("no answer from the registry", extra=fields(error=repr(error)))

@@ -136,9 +136,7 @@ class VllmEngine:
         await self._llm.collective_rpc("baton_settle")
 
     async def renew_kv(self, engine_request_ids: Sequence[str], lease_s: float) -> Mapping[str, float]:
-        by_rank = await self._llm.collective_rpc(
-            "baton_renew_kv", args=(list(engine_request_ids), lease_s)
-        )
+        by_rank = await self._llm.collective_rpc("baton_renew_kv", args=(list(engine_request_ids), lease_s))
         return {
             request_id: min(ends[request_id] for ends in by_rank)
             for request_id in engine_request_ids
@@ -240,7 +238,11 @@ def _info(spec: VllmEngineSpec, config: Any, progress: _StartProgress) -> Engine
         model=spec.model,
         block_size_tokens=cache.block_size,
         num_kv_blocks=cache.num_gpu_blocks or 0,
-        bytes_per_block=2 * num_layers * heads * head_size * torch.empty((), dtype=dtype).element_size()
+        bytes_per_block=2
+        * num_layers
+        * heads
+        * head_size
+        * torch.empty((), dtype=dtype).element_size()
         * cache.block_size,
         max_model_len=model.max_model_len,
         max_num_seqs=config.scheduler_config.max_num_seqs,
@@ -262,9 +264,7 @@ def _gauge_logger(gauge: _LoadGauge, num_pinned_stat: str) -> Any:
             if scheduler_stats is None:
                 return
             gauge.num_running = scheduler_stats.num_running_reqs
-            gauge.num_waiting = (
-                scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
-            )
+            gauge.num_waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
             gauge.kv_usage = scheduler_stats.kv_cache_usage
             pinned_by_rank = (scheduler_stats.kv_connector_stats or {}).get(num_pinned_stat)
             if pinned_by_rank:

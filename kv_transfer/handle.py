@@ -81,9 +81,7 @@ class KvHandleCodec:
         self._key = cluster_key
         self._identity = identity
 
-    def mint(
-        self, handle: KvHandle, prompt_token_ids: Sequence[int], scope: KvScope
-    ) -> worker_pb2.KvHandle:
+    def mint(self, handle: KvHandle, prompt_token_ids: Sequence[int], scope: KvScope) -> worker_pb2.KvHandle:
         """Signs ``handle`` for exactly the first ``handle.num_tokens`` tokens of the prompt."""
         body = worker_pb2.KvHandleBody(
             incarnation=handle.incarnation,

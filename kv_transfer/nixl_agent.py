@@ -63,7 +63,9 @@ class PolledAgent(CountingAgent):
             self._pending[agent_name].extend(messages)
 
 
-def make_polled_agent(agent_class: Any, config_class: Any, num_threads: int, backends: list[str]) -> PolledAgent:
+def make_polled_agent(
+    agent_class: Any, config_class: Any, num_threads: int, backends: list[str]
+) -> PolledAgent:
     """A CPU agent: no progress thread, every call of the agent safe from two threads."""
     from nixl._api import nixl_thread_sync_t
 

@@ -125,9 +125,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
     ) -> worker_pb2.RenewLeasesReply:
         expires_at_s = {}
         if message.engine_request_ids:
-            expires_at_s = await self._engine.renew_kv(
-                list(message.engine_request_ids), self._config.lease_s
-            )
+            expires_at_s = await self._engine.renew_kv(list(message.engine_request_ids), self._config.lease_s)
         return worker_pb2.RenewLeasesReply(
             now_s=time.monotonic(),
             expires_at_s=expires_at_s,

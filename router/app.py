@@ -59,10 +59,18 @@ def parse_front_end_args(
 
 
 def front_end_config(args: Any) -> VllmConfig:
-    """The engine configuration as the front end sees it; needs no device."""
+    """The configuration as the front end needs it: a model and its limits, but no device and no cache."""
+    from vllm.config import LoRAConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    model_config = engine_args.create_model_config()
+    model_config.quantization = None  # weights are the workers' business
+    return VllmConfig(
+        model_config=model_config,
+        lora_config=LoRAConfig() if args.enable_lora else None,
+        structured_outputs_config=engine_args.create_structured_outputs_config(),
+    )
 
 
 async def build_openai_app(client: RelayEngineClient, args: Any) -> Any:
@@ -72,7 +80,6 @@ async def build_openai_app(client: RelayEngineClient, args: Any) -> Any:
 
     app = build_app(args, SUPPORTED_TASKS, client.model_config)
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
-    app.add_middleware(FrontDoor)
     return app
 
 

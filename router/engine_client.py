@@ -118,8 +118,8 @@ class RelayEngineClient(EngineClient):
             prompt_text = prompt.get("prompt")
         queue = RequestOutputCollector(request.params.output_kind, request.request_id)
         children = self._start(request, prompt_text, queue)
+        finished = False
         try:
-            finished = False
             while not finished:
                 output = queue.get_nowait() or await queue.get()
                 finished = output.finished
@@ -130,9 +130,12 @@ class RelayEngineClient(EngineClient):
             raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
         finally:
             queue.close()
-            self._cancel(children)
+            if not finished:
+                self._cancel(children)
 
-    def _start(self, request: EngineCoreRequest, prompt_text: str | None, queue: RequestOutputCollector) -> list[str]:
+    def _start(
+        self, request: EngineCoreRequest, prompt_text: str | None, queue: RequestOutputCollector
+    ) -> list[str]:
         """Registers the request with the output processor and starts one relay per sequence."""
         params = request.params
         if params.n == 1:
@@ -151,7 +154,9 @@ class RelayEngineClient(EngineClient):
             self._tasks[child.request_id] = task
         return [child.request_id for child, _, _ in siblings]
 
-    async def _run(self, request: EngineCoreRequest, num_siblings: int, queue: RequestOutputCollector) -> None:
+    async def _run(
+        self, request: EngineCoreRequest, num_siblings: int, queue: RequestOutputCollector
+    ) -> None:
         adapter = request.lora_request.lora_name if request.lora_request else ""
         params = request.params
         trace = RequestTrace(

@@ -67,9 +67,7 @@ class LoadBalancingPolicy:
             decode_worker=decode.worker_id, prefill_worker=prefill.worker_id, reason="least_loaded"
         )
 
-    def choose_prefill_only(
-        self, candidates: Sequence[Candidate], excluded: Iterable[str] = ()
-    ) -> str:
+    def choose_prefill_only(self, candidates: Sequence[Candidate], excluded: Iterable[str] = ()) -> str:
         """Picks a worker for a request that ends with its first token.
 
         Raises:

@@ -125,7 +125,9 @@ class Relay:
             worker_id = self._policy.choose_prefill_only(candidates, tried)
             trace.prefill_worker = worker_id
             try:
-                reply, _ = await self._prefill(request, trace, worker_id, len(tried), local_leg(request.params), False)
+                reply, _ = await self._prefill(
+                    request, trace, worker_id, len(tried), local_leg(request.params), False
+                )
             except (RequestRefused, WorkerLost) as error:
                 self._note_fallback(trace, "prefill", worker_id, error)
                 tried.append(worker_id)
@@ -213,7 +215,9 @@ class Relay:
         keep_kv: bool,
     ) -> tuple[worker_pb2.PrefillReply, str]:
         member = self._member(worker_id)
-        message = self._engine_request(request, f"{request.request_id}.p{attempt}", leg, request.prompt_token_ids)
+        message = self._engine_request(
+            request, f"{request.request_id}.p{attempt}", leg, request.prompt_token_ids
+        )
         member.count(prefill_tokens=len(request.prompt_token_ids))
         trace.prefill_sent_at_s = self._clock.now_s()
         try:
@@ -324,7 +328,9 @@ class _DecodeAttempt:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.started = False
 
-    async def run(self, member: Member, message: worker_pb2.GenerateRequest, pulled_from: _Handoff | None) -> None:
+    async def run(
+        self, member: Member, message: worker_pb2.GenerateRequest, pulled_from: _Handoff | None
+    ) -> None:
         relay, link, request_id = self._relay, member.link, message.request.request_id
         finished = sent = False
         try:

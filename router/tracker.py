@@ -34,9 +34,7 @@ class TrackedRequest:
 
     __slots__ = ("_clock", "_ended", "_metrics", "_traces", "stopped", "trace")
 
-    def __init__(
-        self, trace: RequestTrace, metrics: RouterMetrics, traces: TraceLog, clock: Clock
-    ) -> None:
+    def __init__(self, trace: RequestTrace, metrics: RouterMetrics, traces: TraceLog, clock: Clock) -> None:
         self.trace = trace
         self.stopped = False
         """The router has the whole text: what the engine still does is waste."""
@@ -72,7 +70,9 @@ class TrackedRequest:
         trace.outcome = outcome
         end_s = trace.last_token_at_s or self._clock.now_s()
         metrics.finished(
-            Path(trace.path.value if trace.path and (trace.prefill_worker or trace.decode_worker) else "none"),
+            Path(
+                trace.path.value if trace.path and (trace.prefill_worker or trace.decode_worker) else "none"
+            ),
             _OUTCOMES[outcome],
             e2e_s=end_s - trace.received_at_s,
             ttft_s=trace.ttft_s,

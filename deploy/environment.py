@@ -1,0 +1,61 @@
+"""Environment variables that Ray's and vLLM's processes must be born with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploy.config import BatonConfig, ShapeConfig
+
+_CPU_ENGINE = {
+    # One process less an engine, and an idle engine that sleeps instead of spinning.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    # Long prompts would give megabytes back to the system and fault them in again, page by page.
+    "MALLOC_TRIM_THRESHOLD_": str(2**32 - 1),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+}
+_QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def ray_environment(config: BatonConfig, run_dir: Path) -> dict[str, str]:
+    """For every Ray process of a cluster started here, before Ray starts.
+
+    HAProxy's files and ports are the cluster's own: two clusters may share a machine.
+    """
+    haproxy_dir = run_dir / "haproxy"
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if config.router.haproxy else "0",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(config.router.stream_hard_stop_s),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy_dir / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy_dir / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy_dir),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy_dir / "server-state"),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # HAProxy is told of a leaving router at once; the default of 30 s is for balancers that poll.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }
+
+
+def worker_environment(shape: ShapeConfig) -> Mapping[str, str]:
+    """For the processes of one worker; the shape's own ``env`` wins."""
+    base = dict(_QUIET)
+    if shape.gpus_per_worker == 0:
+        base |= _CPU_ENGINE
+    return _with_offline_hub(base) | shape.env
+
+
+def router_environment() -> Mapping[str, str]:
+    """For the router's processes: they never touch a device."""
+    return _with_offline_hub({**_QUIET, **_CPU_ENGINE, "CUDA_VISIBLE_DEVICES": ""})
+
+
+def _with_offline_hub(env: dict[str, str]) -> dict[str, str]:
+    """Hub settings of whoever starts the cluster hold for its workers."""
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith("HF_")}
+    return passed_on | env

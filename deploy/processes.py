@@ -1,0 +1,60 @@
+"""Every process a cluster started, found again whatever became of its parents.
+
+Processes inherit their environment, so a mark in it survives daemons, re-parenting and new sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+
+import psutil
+
+MARK = "BATON_CLUSTER_RUN"
+
+
+class ProcessGuard:
+    """Ends what a cluster left behind; only processes born after :meth:`watch` carry its mark."""
+
+    def __init__(self) -> None:
+        self._mark: str | None = None
+
+    def watch(self) -> None:
+        """From now on, every process started from here belongs to this cluster."""
+        self._mark = os.environ[MARK] = uuid.uuid4().hex
+        # setproctitle would write the title over the environment, mark included.
+        os.environ["SPT_NOENV"] = "1"
+
+    def end_all(self, grace_s: float = 5.0) -> int:
+        """Waits ``grace_s`` for the processes to end by themselves, then kills the rest.
+
+        Returns:
+            How many had to be killed.
+        """
+        if self._mark is None:
+            return 0
+        deadline_s = time.monotonic() + grace_s
+        while (left := list(self._processes())) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=grace_s)
+        os.environ.pop(MARK, None)
+        self._mark = None
+        return len(left)
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                ours = process.pid != os.getpid() and process.environ().get(MARK) == self._mark
+                if ours and process.status() != psutil.STATUS_ZOMBIE and not _is_tracker(process):
+                    yield process
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    """The standard library's own helper of this process, which ends with it."""
+    return process.ppid() == os.getpid() and "resource_tracker" in " ".join(process.cmdline())
