@@ -93,6 +93,7 @@ lint-stubs: $(STAMP)
 .PHONY: lint-docs
 lint-docs: $(STAMP)
 	@$(BIN)/python -m deploy.config_docs --check
+	@$(BIN)/python -m telemetry.metrics_docs --check
 
 .PHONY: format
 format: $(STAMP) ## Format the code and fix what ruff can fix
@@ -104,8 +105,9 @@ proto: $(STAMP) ## Regenerate the gRPC stubs from proto/baton_proto/worker.proto
 	@$(call PROTOC,proto)
 
 .PHONY: docs
-docs: $(STAMP) ## Regenerate docs/configuration.md from the schema
+docs: $(STAMP) ## Regenerate docs/configuration.md and docs/metrics.md from the code
 	@$(BIN)/python -m deploy.config_docs
+	@$(BIN)/python -m telemetry.metrics_docs
 
 .PHONY: constraints
 constraints: $(STAMP) ## Resolve the dependencies anew and write constraints-cpu.txt

@@ -13,10 +13,10 @@ from baton_proto import worker_pb2, worker_pb2_grpc
 from baton_proto.codecs import load_to_proto, unpack_tokens
 from core.clock import Clock
 from core.errors import KvHandleError, RequestRefused, WorkerLost
+from core.types import Role
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.outbox import Outbox
 from decode_workers.reservations import Reservations
-from core.types import Role
 from engine.base import Engine, EngineDelta, EngineRequest
 from engine.gate import Gate
 from engine.wire import delta_to_proto, request_from_proto
@@ -58,6 +58,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         self._lease_s = lease_s
         self._metrics = metrics
         self._outboxes: dict[str, Outbox] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reservations = Reservations(
             info.num_kv_blocks * info.block_size_tokens, _RESERVATION_TTL_S, clock
         )
@@ -106,23 +107,25 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
             self._metrics.refused(Role.DECODE, type(refusal).__name__.lower())
             return worker_pb2.GenerateReply(refused=str(refusal))
         task = asyncio.create_task(self._run(message, outbox), name=f"decode {request_id}")
-        outbox.tasks[request_id] = task
-        task.add_done_callback(lambda _: outbox.tasks.pop(request_id, None))
+        outbox.tasks[request_id] = self._tasks[request_id] = task
+        task.add_done_callback(lambda _: self._ended(outbox, request_id))
         return worker_pb2.GenerateReply()
 
     async def Abort(
         self, message: worker_pb2.AbortRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.AbortReply:
         """Answers when the engine has dropped the requests: their KV may be freed at its source then."""
-        outbox = self._outboxes.get(message.router_id)
-        tasks = []
+        tasks = [self._tasks[key] for key in message.request_ids if key in self._tasks]
+        for task in tasks:
+            task.cancel()
         for request_id in message.request_ids:
             self._reservations.release(request_id)
-            if outbox is not None and (task := outbox.tasks.get(request_id)) is not None:
-                task.cancel()
-                tasks.append(task)
         await asyncio.gather(*tasks, return_exceptions=True)
         return worker_pb2.AbortReply()
+
+    def _ended(self, outbox: Outbox, request_id: str) -> None:
+        outbox.tasks.pop(request_id, None)
+        self._tasks.pop(request_id, None)
 
     async def _run(self, message: worker_pb2.GenerateRequest, outbox: Outbox) -> None:
         request_id = message.request.request_id
@@ -150,7 +153,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
                 )
                 report = TransferReport(outcome=Outcome.RECOMPUTED, reason=error.reason)
         request = request_from_proto(message.request, kv_params)
-        renewal = handle and asyncio.create_task(self._renew(handle, request.request_id))
+        renewal = asyncio.create_task(self._renew(handle, request.request_id)) if handle else None
         try:
             async with contextlib.aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:

@@ -147,6 +147,8 @@ class RouterConfig(_Section):
     """How long a stream may go on, in seconds, after the set of router replicas has changed."""
     prefill_timeout_s: PositiveSeconds = 60.0
     """Seconds after which a prefill worker is late and the request goes on elsewhere."""
+    stall_timeout_s: PositiveSeconds = 120.0
+    """Seconds without a token after which a decode worker counts as dead for that request."""
     chat_template: ModelPath | None = None
     """Path of a Jinja chat template. Null takes the model's own."""
     vllm_args: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from core.performance_model import LinearStepTime
-from core.worker_model import WorkerModelConfig
+from core.worker_events import WorkerModelConfig
 from deploy.settings import CONNECTOR_CLASS, CONNECTOR_MODULE, WORKER_EXTENSION, WorkerSettings
 from engine.base import Engine
 from engine.mock_engine import MockEngine, MockEngineConfig

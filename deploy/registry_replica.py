@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 
@@ -67,11 +68,9 @@ class RegistryReplica:
             if left_s <= 0 or (snapshot and (snapshot.incarnation, snapshot.epoch) != known):
                 break
             async with self._changed:
-                try:
-                    # Silence changes the membership too, so look again before long.
+                # Silence changes the membership too, so look again before long.
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), min(left_s, self._heartbeat_s))
-                except TimeoutError:
-                    pass
         self._metrics.set_publishing(snapshot is not None)
         if snapshot is not None:
             self._metrics.snapshot_served()

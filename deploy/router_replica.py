@@ -74,7 +74,9 @@ class RouterReplica:
         relay = Relay(
             self._view,
             LoadBalancingPolicy(),
-            RelayConfig(prefill_timeout_s=settings.prefill_timeout_s),
+            RelayConfig(
+                prefill_timeout_s=settings.prefill_timeout_s, stall_timeout_s=settings.stall_timeout_s
+            ),
             clock,
         )
         self._client = RelayEngineClient(

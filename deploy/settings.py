@@ -55,6 +55,7 @@ class RouterSettings:
     vllm_args: tuple[str, ...]
     max_ongoing_requests: int
     prefill_timeout_s: float
+    stall_timeout_s: float
     ttft_slo_s: float
     tpot_slo_s: float
     startup_timeout_s: float
@@ -104,6 +105,7 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
         vllm_args=(*config.router.vllm_args, *template),
         max_ongoing_requests=config.router.max_ongoing_requests,
         prefill_timeout_s=config.router.prefill_timeout_s,
+        stall_timeout_s=config.router.stall_timeout_s,
         ttft_slo_s=model.slo.ttft_ms / 1000,
         tpot_slo_s=model.slo.tpot_ms / 1000,
         startup_timeout_s=config.startup_timeout_s,
@@ -112,5 +114,5 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
 
 
 def bind_host(config: BatonConfig) -> str | None:
-    """Loopback for a cluster that starts its own Ray and serves loopback only, else each node's own address."""
+    """Loopback if the cluster is all on this machine and serves nobody else, else each node's own address."""
     return LOOPBACK if config.ray.address is None and config.router.host == LOOPBACK else None

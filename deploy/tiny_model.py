@@ -41,6 +41,7 @@ def make_tiny_model(directory: Path, *, seed: int = 0, max_position_embeddings: 
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".tiny-model-"))
+    scratch.chmod(0o755)
     tokenizer = _train_tokenizer()
     tokenizer.save_pretrained(scratch)
     config = LlamaConfig(
@@ -69,7 +70,7 @@ def make_tiny_model(directory: Path, *, seed: int = 0, max_position_embeddings: 
         json.dumps({"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id})
     )
     try:
-        os.rename(scratch, directory)
+        scratch.rename(directory)
     except OSError:
         if not (directory / "config.json").exists():  # somebody else made it meanwhile
             raise

@@ -16,7 +16,7 @@ from ray import serve
 from baton_proto import worker_pb2, worker_pb2_grpc
 from core.clock import MonotonicClock
 from core.errors import KvHandleError, StartupError
-from core.types import DesiredState, Role, WorkerReport
+from core.types import DesiredState, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.leg import DecodeLeg
 from deploy.engines import start_engine
@@ -52,7 +52,7 @@ class WorkerReplica:
         registry: handle of the registry deployment.
     """
 
-    async def __init__(self, settings: WorkerSettings, registry: Any) -> None:
+    async def __init__(self, settings: WorkerSettings, registry: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         started_s = time.monotonic()
         self._settings = settings
         self._registry = registry
@@ -195,7 +195,7 @@ class WorkerReplica:
 
     async def _watch_engine(self) -> None:
         """A dead engine leaves the cluster at once; Ray Serve replaces the replica."""
-        while not self._engine.dead:
+        while not self._engine.dead:  # noqa: ASYNC110  the engine has no event to wait for
             await asyncio.sleep(_ENGINE_WATCH_S)
         logger.error("the engine died; leaving the cluster")
         self._tasks[0].cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,7 +98,7 @@ class Engine(Protocol):
 
     def load(self) -> WorkerLoad: ...
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[EngineDelta]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
         """Runs one request. Closing the iterator aborts it and frees its KV.
 
         Raises:

@@ -39,7 +39,6 @@ from vllm.logger import init_logger
 
 from kv_transfer.nixl_agent import CountingAgent, make_polled_agent
 from kv_transfer.params import (
-    DEADLINE_KEY,
     EXPIRES_KEY,
     NUM_PINNED_STAT,
     Outcome,
@@ -48,7 +47,7 @@ from kv_transfer.params import (
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata, ReqMeta
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import ReqMeta
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
@@ -163,7 +162,7 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         if self.device_type == "cpu":
             os.sched_setaffinity(0, affinity)
             extra = vllm_config.kv_transfer_config.get_from_extra_config
-            self.nixl_wrapper = make_polled_agent(
+            self.nixl_wrapper: CountingAgent = make_polled_agent(
                 base_worker.NixlWrapper,
                 base_worker.nixl_agent_config,
                 num_threads=extra("num_threads", 4),

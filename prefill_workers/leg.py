@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -123,7 +124,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
     async def RenewLeases(
         self, message: worker_pb2.RenewLeasesRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.RenewLeasesReply:
-        expires_at_s = {}
+        expires_at_s: Mapping[str, float] = {}
         if message.engine_request_ids:
             expires_at_s = await self._engine.renew_kv(list(message.engine_request_ids), self._config.lease_s)
         return worker_pb2.RenewLeasesReply(

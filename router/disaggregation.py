@@ -13,14 +13,8 @@ Four paths, from most to least freedom:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Path(StrEnum):
-    REMOTE_EARLY = "remote_early"
-    REMOTE = "remote"
-    LOCAL = "local"
-    PREFILL_ONLY = "prefill_only"
+from core.request import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

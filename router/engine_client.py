@@ -34,7 +34,8 @@ from core.errors import NoWorkerAvailable, WorkerLost
 from engine.base import EngineDelta, LogprobRows
 from engine.vllm_codec import encode_options
 from router.disaggregation import choose_path
-from router.relay import Relay, RelayRequest
+from router.relay import Relay
+from router.relay_request import RelayRequest
 from router.sampling import facts_of
 from router.tenant import current_tenant
 from router.trace import RequestTrace

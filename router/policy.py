@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from core.errors import NoWorkerAvailable
@@ -85,7 +85,7 @@ class LoadBalancingPolicy:
         out = frozenset(excluded)
         return [c for c in candidates if c.worker_id not in out]
 
-    def _pick(self, candidates: Sequence[Candidate], score) -> Candidate | None:
+    def _pick(self, candidates: Sequence[Candidate], score: Callable[[Candidate], float]) -> Candidate | None:
         if not candidates:
             return None
         scored = [(score(c), c) for c in candidates]

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from router.disaggregation import Path
+from core.request import Leg, Path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,7 +19,8 @@ class RequestTrace:
     tenant: str
     prompt_tokens: int
     received_at_s: float
-    path: Path | None = None
+    path: Path
+    """The way it went; until a worker has it, the way it is meant to go."""
     prefill_worker: str = ""
     decode_worker: str = ""
     prefill_sent_at_s: float | None = None
@@ -51,27 +52,26 @@ class RequestTrace:
             return None
         return (self.last_token_at_s - self.first_token_at_s) / (self.output_tokens - 1)
 
-    def legs_s(self) -> dict[str, float]:
+    def legs_s(self) -> dict[Leg, float]:
         """The waterfall: seconds spent in each leg the request went through."""
-        legs: dict[str, float] = {}
-        if self.prefill_sent_at_s is not None:
-            legs["router_queue"] = self.prefill_sent_at_s - self.received_at_s
-        elif self.handoff_sent_at_s is not None:
-            legs["router_queue"] = self.handoff_sent_at_s - self.received_at_s
+        legs: dict[Leg, float] = {}
+        left_router_at_s = self.prefill_sent_at_s or self.handoff_sent_at_s
+        if left_router_at_s is not None:
+            legs[Leg.ROUTER_QUEUE] = left_router_at_s - self.received_at_s
         if self.prefill_done_at_s is not None:
-            legs["prefill_queue"] = self.prefill_queue_s
-            legs["prefill"] = self.prefill_s
-        if self.handoff_sent_at_s is not None:
-            if self.prefill_done_at_s is not None:
-                legs["handoff"] = self.handoff_sent_at_s - self.prefill_done_at_s
-            if self.kv_pull_s:
-                legs["transfer"] = self.kv_pull_s
-            if self.first_decode_at_s is not None:
-                waited_s = self.first_decode_at_s - self.handoff_sent_at_s
-                legs["decode_queue"] = max(min(self.decode_queue_s, waited_s) - self.kv_pull_s, 0.0)
-                legs["first_decode_step"] = max(waited_s - self.kv_pull_s - legs["decode_queue"], 0.0)
-                if self.last_token_at_s is not None:
-                    legs["decode"] = self.last_token_at_s - self.first_decode_at_s
+            legs[Leg.PREFILL_QUEUE] = self.prefill_queue_s
+            legs[Leg.PREFILL] = self.prefill_s
+        if self.handoff_sent_at_s is None or self.first_decode_at_s is None:
+            return legs
+        if self.prefill_done_at_s is not None:
+            legs[Leg.HANDOFF] = self.handoff_sent_at_s - self.prefill_done_at_s
+        waited_s = self.first_decode_at_s - self.handoff_sent_at_s
+        # The engine counts the pull as queueing.
+        legs[Leg.TRANSFER] = min(self.kv_pull_s, waited_s)
+        legs[Leg.DECODE_QUEUE] = max(min(self.decode_queue_s, waited_s) - legs[Leg.TRANSFER], 0.0)
+        legs[Leg.FIRST_DECODE_STEP] = waited_s - legs[Leg.TRANSFER] - legs[Leg.DECODE_QUEUE]
+        if self.last_token_at_s is not None:
+            legs[Leg.DECODE] = self.last_token_at_s - self.first_decode_at_s
         return legs
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from core.clock import Clock
+from core.request import Path
 from engine.base import EngineDelta
 from router.trace import RequestTrace, TraceLog
-from telemetry.router_metrics import Leg, Path, RouterMetrics
+from telemetry.router_metrics import RouterMetrics
 from telemetry.slo import Outcome
 
 _OUTCOMES = {
@@ -53,7 +54,7 @@ class TrackedRequest:
             trace.first_token_at_s = now_s
             self._metrics.first_token(now_s - trace.received_at_s, num_tokens)
         else:
-            self._metrics.next_tokens(now_s - trace.last_token_at_s, num_tokens)
+            self._metrics.next_tokens(now_s - (trace.last_token_at_s or now_s), num_tokens)
         trace.last_token_at_s = now_s
         trace.output_tokens += num_tokens
 
@@ -69,10 +70,9 @@ class TrackedRequest:
         trace, metrics = self.trace, self._metrics
         trace.outcome = outcome
         end_s = trace.last_token_at_s or self._clock.now_s()
+        placed = trace.prefill_worker or trace.decode_worker
         metrics.finished(
-            Path(
-                trace.path.value if trace.path and (trace.prefill_worker or trace.decode_worker) else "none"
-            ),
+            trace.path if placed else Path.NONE,
             _OUTCOMES[outcome],
             e2e_s=end_s - trace.received_at_s,
             ttft_s=trace.ttft_s,
@@ -81,9 +81,10 @@ class TrackedRequest:
         if trace.output_tokens:
             metrics.prompt(trace.prompt_tokens, trace.cached_tokens)
         for leg, seconds in trace.legs_s().items():
-            metrics.leg(Leg(leg), seconds)
+            metrics.leg(leg, seconds)
         for reason in trace.fallbacks:
-            metrics.prefill_fell_back(reason)
+            if reason != "decode_retry":
+                metrics.prefill_fell_back(reason)
         if trace.kv_outcome == "recomputed":
             metrics.kv_recomputed(trace.kv_reason)
         if trace.kv_bytes:

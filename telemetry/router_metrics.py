@@ -7,11 +7,11 @@ for the client. Metrics of requests are labelled model, adapter and tenant; metr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
 from prometheus_client import CollectorRegistry
 
 from core.clock import Clock, MonotonicClock
+from core.request import Leg, Path
 from core.types import Snapshot
 from telemetry.catalog import (
     LATENCY_BUCKETS_S,
@@ -27,34 +27,6 @@ from telemetry.worker_counts import WorkerCounts
 WHO = ("model", "adapter", "tenant")
 MAX_LABEL_VALUES = 32
 MAX_LABEL_SETS = 128
-
-
-class Path(StrEnum):
-    """Which way a request went."""
-
-    REMOTE = "remote"
-    """Prefilled on a prefill worker, every token from the decode worker."""
-    REMOTE_EARLY = "remote_early"
-    """As ``remote``, with the prefill worker's token sent to the client at once."""
-    LOCAL = "local"
-    """Prefilled and decoded on the decode worker."""
-    PREFILL_ONLY = "prefill_only"
-    """The answer ended with the prefill worker's token."""
-    NONE = "none"
-    """No worker ever had it."""
-
-
-class Leg(StrEnum):
-    """The stretches of a request's life, in order."""
-
-    ROUTER_QUEUE = "router_queue"
-    PREFILL_QUEUE = "prefill_queue"
-    PREFILL = "prefill"
-    HANDOFF = "handoff"
-    TRANSFER = "transfer"
-    DECODE_QUEUE = "decode_queue"
-    FIRST_DECODE_STEP = "first_decode_step"
-    DECODE = "decode"
 
 
 class RouterMetrics:

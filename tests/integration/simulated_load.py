@@ -12,10 +12,11 @@ from itertools import cycle
 
 from prometheus_client import CollectorRegistry
 
+from core.request import Leg, Path
 from core.types import Role, Snapshot, WorkerLoad, WorkerReport
 from telemetry.exporter import ScrapeTarget, http_sd, new_registry, start_exporter, worker_targets
 from telemetry.registry_metrics import RegistryMetrics
-from telemetry.router_metrics import Leg, Path, RequestMetrics, RouterMetrics
+from telemetry.router_metrics import RequestMetrics, RouterMetrics
 from telemetry.slo import Outcome, SloTargets
 from telemetry.worker_metrics import WorkerMetrics
 

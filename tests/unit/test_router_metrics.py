@@ -6,9 +6,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from core.clock import ManualClock
+from core.request import Leg, Path
 from core.types import Role, Snapshot, WorkerReport
 from telemetry.label_limit import LabelLimit
-from telemetry.router_metrics import Leg, Path, RouterMetrics
+from telemetry.router_metrics import RouterMetrics
 from telemetry.slo import Outcome, SloResult, SloTargets
 
 TARGETS = SloTargets(ttft_s=0.5, tpot_s=0.05)
