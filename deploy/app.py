@@ -8,13 +8,22 @@ from typing import Any
 
 from ray import serve
 
+from core.errors import ConfigError
 from core.types import Role
 from deploy.config import BatonConfig, ModelConfig, ShapeConfig, load_config, parse_config
 from deploy.environment import router_environment, worker_environment
 from deploy.registry_replica import RegistryReplica
 from deploy.router_replica import RouterReplica
-from deploy.settings import REGISTRY_NAME, ROUTER_NAME, bind_host, router_settings, worker_settings
+from deploy.settings import (
+    CLUSTER_KEY_VARIABLE,
+    REGISTRY_NAME,
+    ROUTER_NAME,
+    bind_host,
+    router_settings,
+    worker_settings,
+)
 from deploy.worker_replica import WorkerReplica
+from kv_transfer.handle import MIN_KEY_BYTES
 from planner.registry import RegistryConfig
 
 _SHUTDOWN_SLACK_S = 15.0
@@ -22,7 +31,6 @@ _INTERNAL_CALLS = 10_000
 _QUIET_LOG = {"enable_access_log": False, "log_level": "WARNING"}
 _START_ATTEMPTS = 2
 """A replica that cannot start twice will not start a third time."""
-CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -118,6 +126,15 @@ def _registry_config(config: BatonConfig, model: ModelConfig) -> RegistryConfig:
 
 
 def _cluster_key() -> bytes:
-    """Signs KV handles. Given by the environment where several applications must share it."""
+    """Signs KV handles.
+
+    Taken from the environment if it is there: a key made anew at each build would make every change of
+    the application a change of all its workers.
+
+    Raises:
+        ConfigError: the given key is too short.
+    """
     given = os.environ.get(CLUSTER_KEY_VARIABLE, "")
+    if given and len(given) < MIN_KEY_BYTES:
+        raise ConfigError(f"{CLUSTER_KEY_VARIABLE}: needs at least {MIN_KEY_BYTES} characters")
     return given.encode() if given else secrets.token_bytes(32)

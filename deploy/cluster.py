@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -18,7 +19,7 @@ from core.errors import ConfigError, StartupError
 from deploy.config import BatonConfig
 from deploy.environment import ray_environment
 from deploy.processes import ProcessGuard
-from deploy.settings import APP_NAME, LOOPBACK
+from deploy.settings import APP_NAME, CLUSTER_KEY_VARIABLE, LOOPBACK
 
 _POLL_S = 0.25
 Progress = Callable[[str], None]
@@ -74,6 +75,7 @@ class Cluster:
         self._progress("starting Ray")
         self._run_dir = Path(tempfile.mkdtemp(prefix="baton-"))
         os.environ.update(ray_environment(self._config, self._run_dir))
+        os.environ.setdefault(CLUSTER_KEY_VARIABLE, secrets.token_hex(32))
         for variable in ("STATS", "METRICS"):
             os.environ[f"RAY_SERVE_HAPROXY_{variable}_PORT"] = str(_free_port())
         self._guard.watch()

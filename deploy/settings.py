@@ -11,6 +11,7 @@ from deploy.config import BatonConfig, MockConfig, ModelConfig, ShapeConfig
 
 APP_NAME = "baton"
 LOOPBACK = "127.0.0.1"
+CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 REGISTRY_NAME = "Registry"
 ROUTER_NAME = "Router"
 CONNECTOR_CLASS = "BatonConnector"

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from baton_proto import worker_pb2
 from core.errors import KvHandleError
 
+MIN_KEY_BYTES = 16
 _DIGEST_BYTES = 16
 _MAX_HANDLE_BYTES = 16 << 20
 
@@ -76,8 +77,8 @@ class KvHandleCodec:
     """
 
     def __init__(self, cluster_key: bytes, identity: KvIdentity) -> None:
-        if len(cluster_key) < 16:
-            raise ValueError("the cluster key needs at least 16 bytes")
+        if len(cluster_key) < MIN_KEY_BYTES:
+            raise ValueError(f"the cluster key needs at least {MIN_KEY_BYTES} bytes")
         self._key = cluster_key
         self._identity = identity
 
