@@ -69,6 +69,16 @@ class Cluster:
         self._deploy()
         self._wait_ready()
 
+    def update(self, config: BatonConfig) -> None:
+        """Applies a changed configuration in place, as a rolling update of what it changes.
+
+        Raises:
+            StartupError: it was not ready in time.
+        """
+        self._config = config
+        self._deploy()
+        self._wait_ready()
+
     def _start_ray(self) -> None:
         import ray
 
