@@ -92,4 +92,6 @@ class TraceLog:
             self._traces.popitem(last=False)
 
     def get(self, request_id: str) -> RequestTrace | None:
-        return self._traces.get(request_id)
+        """By the id in the response; vLLM numbers the prompts of a completion and the turns of a response."""
+        numbered = (f"{request_id}{suffix}" for suffix in ("", "-0", "_0"))
+        return next((self._traces[name] for name in numbered if name in self._traces), None)
