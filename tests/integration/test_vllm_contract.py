@@ -1,0 +1,106 @@
+"""What Baton uses of vLLM beyond its public interface: an upgrade that changes it fails here first."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+
+def parameters(callable_) -> list[str]:
+    return list(inspect.signature(callable_).parameters)
+
+
+def test_the_connector_overrides_methods_that_exist() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+
+    from kv_transfer import connector
+
+    for ours, base in (
+        (connector.BatonConnectorScheduler, NixlPullConnectorScheduler),
+        (connector.BatonConnectorWorker, NixlPullConnectorWorker),
+    ):
+        for name, method in vars(ours).items():
+            theirs = getattr(base, name, None)
+            if name.startswith("__") or not inspect.isfunction(method) or theirs is None:
+                continue
+            assert parameters(method) == parameters(theirs), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("_recving_metadata", "_recving_transfers", "_recv_failures", "_reqs_to_send", "_reqs_to_process"),
+        *("consumer_notification_counts_by_req", "expected_consumer_notifications_by_req", "xfer_stats"),
+        *("nixl_wrapper", "nixl_backends", "device_type", "_handle_failed_transfer", "_ensure_handshake"),
+        *("_reap_expired_send_leases", "_pop_done_transfers", "_read_blocks_for_req", "get_transfer_results"),
+    ],
+)
+def test_the_nixl_worker_still_has_what_the_connector_touches(name: str) -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker, pull_worker
+
+    assert f"{name}" in inspect.getsource(base_worker) + inspect.getsource(pull_worker)
+
+
+def test_the_nixl_scheduler_still_stamps_leases_with_the_monotonic_clock() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
+
+    source = inspect.getsource(NixlPullConnectorScheduler.request_finished)
+    assert "self._reqs_need_send[request.request_id] = (" in source
+    assert "time.perf_counter() + request_kv_blocks_ttl" in source
+
+
+def test_a_pulls_deadline_still_reaches_the_worker() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+
+    from kv_transfer.params import DEADLINE_KEY
+
+    params = {
+        "remote_block_ids": [[1]],
+        "remote_engine_id": "e",
+        "remote_request_id": "r",
+        "remote_host": "h",
+        "remote_port": 1,
+        DEADLINE_KEY: 12.5,
+    }
+    metadata = NixlConnectorMetadata()
+    metadata.add_new_req_to_recv("r", [[1]], params)
+    assert metadata.reqs_to_recv["r"].remote.blocks_expiry_time == 12.5
+
+
+def test_request_ids_still_end_in_eight_random_digits() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.utils import get_base_request_id
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    request = EngineCoreRequest("abc.7.p0", [1], None, None, None, 0.0, None, None, None)
+    InputProcessor.assign_request_id(request)
+    assert request.request_id != "abc.7.p0"
+    assert get_base_request_id(request.request_id) == "abc.7.p0"
+
+
+def test_the_front_end_classes_have_the_methods_the_router_calls() -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+    from vllm.v1.engine.parallel_sampling import ParentRequest
+
+    assert parameters(OutputProcessor.add_request)[1:] == [
+        *("request", "prompt", "parent_req", "request_index", "queue")
+    ]
+    assert parameters(OutputProcessor.abort_requests)[1:] == ["request_ids", "internal"]
+    assert parameters(OutputProcessor.process_outputs)[1] == "engine_core_outputs"
+    assert {"get", "get_nowait", "put", "close"} <= set(dir(RequestOutputCollector))
+    assert parameters(ParentRequest.get_child_info)[1:] == ["index"]
+    assert parameters(InputProcessor.process_inputs)[1:4] == ["request_id", "prompt", "params"]
+
+
+def test_the_engine_client_implements_all_of_vllms_interface() -> None:
+    from vllm.engine.protocol import EngineClient
+
+    from router.engine_client import RelayEngineClient
+
+    assert not RelayEngineClient.__abstractmethods__
+    assert issubclass(RelayEngineClient, EngineClient)
+    theirs = set(parameters(EngineClient.generate))
+    assert theirs == set(parameters(RelayEngineClient.generate))
