@@ -8,7 +8,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.config import VllmConfig
 
-from router.engine_client import SUPPORTED_TASKS, RelayEngineClient
+from router.engine_client import RelayEngineClient
+from router.engineless_client import SUPPORTED_TASKS
 from router.tenant import TENANT_HEADER, set_tenant
 
 RETRY_AFTER_S = 1

@@ -15,25 +15,23 @@ from http import HTTPStatus
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.lora.request import LoRARequest
-from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.outputs import RequestOutput
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
-from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
-from vllm.v1.metrics.stats import PrefillStats
-from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from core.clock import Clock
 from core.errors import NoWorkerAvailable, WorkerLost
-from engine.base import EngineDelta, LogprobRows
+from engine.base import EngineDelta
 from engine.vllm_codec import encode_options
+from router.core_output import core_output
 from router.disaggregation import choose_path
+from router.engineless_client import SUPPORTED_TASKS, EnginelessClient
 from router.relay import Relay
 from router.relay_request import RelayRequest
 from router.sampling import facts_of
@@ -44,11 +42,8 @@ from telemetry.logs import fields
 
 logger = logging.getLogger(__name__)
 
-_FINISH_REASONS = {str(reason): reason for reason in FinishReason}
-SUPPORTED_TASKS: tuple[SupportedTask, ...] = ("generate",)
 
-
-class RelayEngineClient(EngineClient):
+class RelayEngineClient(EnginelessClient):
     """One per router replica.
 
     Args:
@@ -78,7 +73,16 @@ class RelayEngineClient(EngineClient):
         self._counter = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    # Generation.
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Called by vLLM before it begins a response: the last moment for an HTTP status.
+
+        Raises:
+            GracefulHTTPError: 503, no worker could take the request.
+        """
+        try:
+            self._relay.check_available(self._model)
+        except NoWorkerAvailable as error:
+            raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
 
     async def generate(
         self,
@@ -191,7 +195,7 @@ class RelayEngineClient(EngineClient):
 
         def emit(delta: EngineDelta) -> None:
             tracked.on_delta(delta)
-            processed = self._output_processor.process_outputs([_core_output(core_id, delta)])
+            processed = self._output_processor.process_outputs([core_output(core_id, delta)])
             if processed.reqs_to_abort:  # a stop string: the text is complete, the engine does not know
                 tracked.stopped = True
                 self._tasks[core_id].cancel()
@@ -237,103 +241,8 @@ class RelayEngineClient(EngineClient):
             if task is not None:
                 task.cancel()
 
-    @property
-    def num_running(self) -> int:
-        return len(self._tasks)
-
-    # What the OpenAI application asks beside generating.
-
-    @property
-    def is_running(self) -> bool:
-        return True
-
-    @property
-    def is_stopped(self) -> bool:
-        return False
-
-    @property
-    def errored(self) -> bool:
-        return False
-
-    @property
-    def dead_error(self) -> BaseException:
-        return WorkerLost("the router is stopping")
-
-    async def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
-        return SUPPORTED_TASKS
-
-    async def check_health(self) -> None:
-        return None
-
-    async def is_tracing_enabled(self) -> bool:
-        return False
-
-    async def do_log_stats(self) -> None:
-        return None
-
-    async def add_lora(self, lora_request: LoRARequest) -> bool:
-        return True  # workers load adapters when a request first names them
-
-    async def reset_mm_cache(self) -> None:
-        return None
-
-    async def is_sleeping(self) -> bool:
-        return False
-
-    async def is_paused(self) -> bool:
-        return False
-
-    async def notify_kv_transfer_request_rejected(
-        self,
-        request_id: str,
-        kv_transfer_params: dict[str, Any],
-        *,
-        data_parallel_rank: int | None = None,
-    ) -> None:
-        return None  # clients' KV fields are never used, so nothing is pinned for them
-
     def shutdown(self, timeout: float | None = None) -> None:
         self._cancel(list(self._tasks))
-
-    # What a router cannot do: these act on one engine.
-
-    def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
-        raise VLLMValidationError("This cluster serves generation only.")
-
-    async def start_profile(self, *args: Any, **kwargs: Any) -> None:
-        raise _not_here()
-
-    async def stop_profile(self) -> None:
-        raise _not_here()
-
-    async def reset_encoder_cache(self) -> None:
-        raise _not_here()
-
-    async def reset_prefix_cache(
-        self, reset_running_requests: bool = False, reset_connector: bool = False
-    ) -> bool:
-        raise _not_here()
-
-    async def sleep(self, *args: Any, **kwargs: Any) -> None:
-        raise _not_here()
-
-    async def release_kv_cache_memory(self) -> None:
-        raise _not_here()
-
-    async def wake_up(self, tags: list[str] | None = None) -> bool:
-        raise _not_here()
-
-    async def pause_generation(self, *args: Any, **kwargs: Any) -> None:
-        raise _not_here()
-
-    async def resume_generation(self) -> None:
-        raise _not_here()
-
-
-def _not_here() -> GracefulHTTPError:
-    return GracefulHTTPError(
-        "This acts on a single engine; the router stands before many.", HTTPStatus.NOT_IMPLEMENTED
-    )
 
 
 def _without_kv_fields(params: SamplingParams) -> SamplingParams:
@@ -344,31 +253,3 @@ def _without_kv_fields(params: SamplingParams) -> SamplingParams:
     rest = {key: value for key, value in params.extra_args.items() if key != "kv_transfer_params"}
     params.extra_args = rest or None
     return params
-
-
-def _core_output(core_id: str, delta: EngineDelta) -> EngineCoreOutput:
-    prefill_stats = None
-    if delta.num_cached_tokens is not None:
-        prefill_stats = PrefillStats(num_cached_tokens=delta.num_cached_tokens)
-    prompt = delta.prompt_logprobs
-    return EngineCoreOutput(
-        request_id=core_id,
-        new_token_ids=list(delta.token_ids),
-        new_logprobs=_lists(delta.logprobs) if delta.logprobs is not None else None,
-        new_prompt_logprobs_tensors=_tensors(prompt) if prompt is not None else None,
-        finish_reason=_FINISH_REASONS[delta.finish_reason] if delta.finish_reason else None,
-        stop_reason=delta.stop_reason,
-        prefill_stats=prefill_stats,
-    )
-
-
-def _lists(rows: LogprobRows) -> LogprobsLists:
-    return LogprobsLists(rows.token_ids, rows.logprobs, rows.ranks)
-
-
-def _tensors(rows: LogprobRows) -> LogprobsTensors:
-    import torch
-
-    return LogprobsTensors(
-        *(torch.from_numpy(array.copy()) for array in (rows.token_ids, rows.logprobs, rows.ranks))
-    )

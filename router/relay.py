@@ -19,6 +19,7 @@ from baton_proto import worker_pb2
 from core.clock import Clock
 from core.errors import BatonError, NoWorkerAvailable, RequestRefused, WorkerLost
 from core.request import Path
+from core.types import Role
 from engine.base import EngineDelta
 from engine.wire import delta_from_proto
 from router.background import Background
@@ -60,6 +61,14 @@ class Relay:
         self.config = config
         self.clock = clock
         self.background = Background()
+
+    def check_available(self, model: str) -> None:
+        """
+        Raises:
+            NoWorkerAvailable: no worker could decode a request now.
+        """
+        if not any(candidate.role is Role.DECODE for candidate in self.view.candidates(model)):
+            raise NoWorkerAvailable(f"no decode worker serves {model} now")
 
     async def run(self, request: RelayRequest, trace: RequestTrace, emit: Emit) -> None:
         """Relays one request; ``emit`` gets every delta, the last with a finish reason.
