@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.config import BatonConfig, ShapeConfig
+from deploy.settings import LOOPBACK
+from kv_transfer.peer import free_port
 
-_CPU_ENGINE = {
+CPU_ENGINE_ENVIRONMENT = {
     # One process less an engine, and an idle engine that sleeps instead of spinning.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -20,6 +22,17 @@ _CPU_ENGINE = {
 _QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def serve_environment(config: BatonConfig) -> dict[str, str]:
+    """For Ray Serve's own processes and the one that starts them."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if config.router.haproxy else "0",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(config.router.stream_hard_stop_s),
+        # HAProxy is told of a leaving router at once; the default of 30 s is for balancers that poll.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
+    }
+
+
 def ray_environment(config: BatonConfig, run_dir: Path) -> dict[str, str]:
     """For every Ray process of a cluster started here, before Ray starts.
 
@@ -27,16 +40,14 @@ def ray_environment(config: BatonConfig, run_dir: Path) -> dict[str, str]:
     """
     haproxy_dir = run_dir / "haproxy"
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1" if config.router.haproxy else "0",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(config.router.stream_hard_stop_s),
+        **serve_environment(config),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy_dir),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy_dir / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # HAProxy is told of a leaving router at once; the default of 30 s is for balancers that poll.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port(LOOPBACK)),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port(LOOPBACK)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
     }
@@ -46,13 +57,13 @@ def worker_environment(shape: ShapeConfig) -> Mapping[str, str]:
     """For the processes of one worker; the shape's own ``env`` wins."""
     base = dict(_QUIET)
     if shape.gpus_per_worker == 0:
-        base |= _CPU_ENGINE
+        base |= CPU_ENGINE_ENVIRONMENT
     return _with_offline_hub(base) | shape.env
 
 
 def router_environment() -> Mapping[str, str]:
     """For the router's processes: they never touch a device."""
-    return _with_offline_hub({**_QUIET, **_CPU_ENGINE, "CUDA_VISIBLE_DEVICES": ""})
+    return _with_offline_hub({**_QUIET, **CPU_ENGINE_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""})
 
 
 def _with_offline_hub(env: dict[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ worker process.
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import time
@@ -63,7 +64,8 @@ _REMEMBER_RELEASED_S = 30.0
 def die_with_parent() -> None:
     """Has the kernel kill this process when its parent goes, however the parent goes."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:  # it went before we asked
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it went before we asked
         os.kill(os.getpid(), signal.SIGKILL)
 
 

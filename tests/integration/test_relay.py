@@ -94,6 +94,16 @@ async def test_a_failed_pull_is_recomputed() -> None:
     assert answer.trace.kv_outcome == "recomputed"
 
 
+async def test_a_lease_is_renewed_while_the_decode_worker_is_busy() -> None:
+    expected = await answers_of_one_worker(PROMPT, 8)
+    async with MockCluster(1, 1, lease_s=0.9) as cluster:
+        cluster.of(Role.DECODE)[0].engine.hang(2.0)
+        answer = await cluster.ask(PROMPT, 8)
+        await cluster.wait_empty()
+    assert answer.token_ids == expected
+    assert answer.trace.kv_outcome == "pulled"
+
+
 async def test_a_decode_worker_that_dies_before_its_first_token_is_replaced() -> None:
     expected = await answers_of_one_worker(PROMPT, 8)
     async with MockCluster(1, 2, lease_s=1.0) as cluster:
