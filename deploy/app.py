@@ -18,6 +18,7 @@ from deploy.settings import (
     CLUSTER_KEY_VARIABLE,
     REGISTRY_NAME,
     ROUTER_NAME,
+    SHUTDOWN_SLACK_S,
     bind_host,
     router_settings,
     worker_settings,
@@ -26,7 +27,6 @@ from deploy.worker_replica import WorkerReplica
 from kv_transfer.handle import MIN_KEY_BYTES
 from planner.registry import RegistryConfig
 
-_SHUTDOWN_SLACK_S = 15.0
 _INTERNAL_CALLS = 10_000
 _QUIET_LOG = {"enable_access_log": False, "log_level": "WARNING"}
 _START_ATTEMPTS = 2
@@ -90,7 +90,7 @@ def _worker_deployment(config: BatonConfig, shape: ShapeConfig) -> serve.Deploym
         name=f"Worker-{shape.name}",
         num_replicas=shape.count,
         max_ongoing_requests=_INTERNAL_CALLS,
-        graceful_shutdown_timeout_s=config.drain_timeout_s + _SHUTDOWN_SLACK_S,
+        graceful_shutdown_timeout_s=config.drain_timeout_s + SHUTDOWN_SLACK_S,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=1,
         health_check_timeout_s=30,

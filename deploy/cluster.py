@@ -6,23 +6,29 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from core.errors import ConfigError, StartupError
+from core.errors import StartupError
+from deploy import serve_app
 from deploy.config import BatonConfig
-from deploy.environment import ray_environment
+from deploy.config_checks import require_local_files
+from deploy.environment import ray_environment, serve_environment
+from deploy.ports import check_port_free
 from deploy.processes import ProcessGuard
-from deploy.settings import APP_NAME, CLUSTER_KEY_VARIABLE, LOOPBACK
+from deploy.progress import Progress
+from deploy.settings import CLUSTER_KEY_VARIABLE, LOOPBACK, SHUTDOWN_SLACK_S
 
 _POLL_S = 0.25
-Progress = Callable[[str], None]
+_DELETE_SLACK_S = 5.0
+_RAY_QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 
 
 class Cluster:
@@ -36,11 +42,21 @@ class Cluster:
         self._progress = progress
         self._run_dir: Path | None = None
         self._guard = ProcessGuard()
+        self._in_ray = False
+        self._deployed = False
+        self._ready = False
+        self._owns_serve = False
+        self.log_dir: Path | None = None
+        """Where Ray keeps the logs of every process, once Ray runs."""
 
     @property
     def url(self) -> str:
-        host = self._config.router.host
-        return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{self._config.router.port}"
+        return service_url(self._config)
+
+    @property
+    def mark(self) -> str | None:
+        """Value of ``processes.MARK`` in the environment of every process started here."""
+        return self._guard.mark
 
     def __enter__(self) -> Cluster:
         try:
@@ -53,6 +69,8 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    # Start.
+
     def start(self) -> None:
         """Starts everything and waits until it can serve.
 
@@ -60,14 +78,17 @@ class Cluster:
             ConfigError: the port is taken or the model is not there; nothing has been started.
             StartupError: it was not ready in time, or a replica cannot start.
         """
-        check_model_path(self._config)
         if self._config.ray.address is None:
+            require_local_files(self._config)
             check_port_free(self._config.router.host, self._config.router.port)
             self._start_ray()
         else:
             self._join_ray(self._config.ray.address)
+        self._progress("starting Ray Serve")
+        self._owns_serve = serve_app.start_serve(self._config)
+        self._deployed = True
+        self._progress("starting registry, workers and routers")
         self._deploy()
-        self._wait_ready()
 
     def update(self, config: BatonConfig) -> None:
         """Applies a changed configuration in place, as a rolling update of what it changes.
@@ -76,8 +97,8 @@ class Cluster:
             StartupError: it was not ready in time.
         """
         self._config = config
+        self._progress("changing the application")
         self._deploy()
-        self._wait_ready()
 
     def _start_ray(self) -> None:
         import ray
@@ -86,92 +107,97 @@ class Cluster:
         self._run_dir = Path(tempfile.mkdtemp(prefix="baton-"))
         os.environ.update(ray_environment(self._config, self._run_dir))
         os.environ.setdefault(CLUSTER_KEY_VARIABLE, secrets.token_hex(32))
-        for variable in ("STATS", "METRICS"):
-            os.environ[f"RAY_SERVE_HAPROXY_{variable}_PORT"] = str(_free_port())
         self._guard.watch()
-        ray.init(
-            address="local",
-            num_cpus=self._config.ray.num_cpus,
-            include_dashboard=self._config.ray.dashboard,
-            log_to_driver=bool(os.environ.get("BATON_DRIVER_LOGS")),
-            logging_level="WARNING",
-            configure_logging=True,
-        )
+        self._in_ray = True
+        options: dict[str, Any] = _RAY_QUIET | {"log_to_driver": bool(os.environ.get("BATON_DRIVER_LOGS"))}
+        with _sigterm_kept():
+            context = ray.init(
+                address="local",
+                num_cpus=self._config.ray.num_cpus,
+                include_dashboard=self._config.ray.dashboard,
+                **options,
+            )
+        self.log_dir = _log_dir(context)
 
     def _join_ray(self, address: str) -> None:
         import ray
 
         self._progress(f"joining Ray at {address}")
+        # A Ray job's own runtime environment is in its environment already and must not be given twice.
+        serve_env = serve_environment(self._config).items()
+        missing = {name: value for name, value in serve_env if os.environ.get(name) != value}
+        os.environ.update(missing)
+        options: dict[str, Any] = _RAY_QUIET | {"runtime_env": {"env_vars": missing}}
         try:
-            ray.init(address=address, logging_level="WARNING", log_to_driver=False)
-        except ConnectionError as error:
-            raise StartupError(f"no Ray cluster at ray.address {address!r}: {error}") from error
+            with _sigterm_kept():
+                context = ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise StartupError(f"ray.address: cannot join a Ray cluster at {address!r}: {error}") from error
+        self._in_ray = True
+        self.log_dir = _log_dir(context)
 
     def _deploy(self) -> None:
-        from ray import serve
-
-        from deploy.app import build_application
-
-        self._progress("starting registry, workers and router")
-        router = self._config.router
-        serve.start(
-            http_options={"host": router.host, "port": router.port, "request_timeout_s": None},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
-        serve.run_many(
-            [serve.RunTarget(build_application(self._config), name=APP_NAME, route_prefix="/")],
-            wait_for_applications_running=False,
-        )
-
-    def _wait_ready(self) -> None:
-        from ray import serve
-        from ray.serve.schema import ApplicationStatus
-
         deadline_s = time.monotonic() + self._config.startup_timeout_s
-        while True:
-            status = serve.status().applications.get(APP_NAME)
-            if status is not None and status.status == ApplicationStatus.RUNNING:
-                break
-            if status is not None and status.status in (
-                ApplicationStatus.DEPLOY_FAILED,
-                ApplicationStatus.UNHEALTHY,
-            ):
-                raise StartupError(f"the application does not start: {_why(status)}")
-            if time.monotonic() > deadline_s:
-                raise StartupError(
-                    f"not ready after startup_timeout_s={self._config.startup_timeout_s:.0f}: {_why(status)}"
-                )
-            time.sleep(_POLL_S)
+        serve_app.deploy(self._config)
+        serve_app.wait_running(self._config.startup_timeout_s, self._progress)
         self._progress("waiting for the pools")
         while not self._pools_complete():
             if time.monotonic() > deadline_s:
-                raise StartupError("the workers run, but not all of them are in the router's view")
+                raise StartupError(
+                    f"every replica runs, but the router at {self.url} does not see all the workers"
+                )
             time.sleep(_POLL_S)
+        self._ready = True
 
     def _pools_complete(self) -> bool:
         expected = sum(shape.count for model in self._config.models for shape in model.shapes)
-        with contextlib.suppress(httpx.HTTPError, StartupError):
+        with contextlib.suppress(StartupError):
             workers = fetch_status(self.url)["workers"]
             return sum(worker["state"] == "ready" for worker in workers) == expected
         return False
 
+    # End.
+
     def stop(self) -> None:
-        """Ends the application and, if it was started here, Ray with every process of it."""
-        import ray
+        """Ends the application and, if it was started here, Ray with every process of it.
 
-        if ray.is_initialized():
-            from ray import serve
+        Requests in flight may finish, for ``drain_timeout_s`` at most.
+        """
+        if self._in_ray:
+            import ray
 
-            self._progress("stopping")
-            with contextlib.suppress(Exception):
-                if self._config.ray.address is None:
-                    serve.shutdown()
-                else:
-                    serve.delete(APP_NAME)
-            ray.shutdown()
+            limit = f"; requests may finish for {self._config.drain_timeout_s:g} s" if self._ready else ""
+            self._progress(f"stopping{limit}")
+            with serve_app.hushed():
+                # Serve, or Ray itself, may be gone already.
+                with contextlib.suppress(Exception):
+                    self._end_application()
+                ray.shutdown()
         self._guard.end_all()
+        self._remove_run_dir()
+
+    def _end_application(self) -> None:
+        owns_ray = self._config.ray.address is None
+        if not self._deployed or (owns_ray and not self._ready):
+            return  # nothing was served yet: the end of Ray is the end of it all
+        serve_app.delete(self._config.drain_timeout_s + SHUTDOWN_SLACK_S + _DELETE_SLACK_S)
+        if self._owns_serve:
+            serve_app.shut_serve_down_if_unused()
+
+    def kill(self) -> None:
+        """Ends at once every process started here. The caller has to exit: Ray is pulled from under it."""
+        self._guard.end_all(grace_s=0)
+        self._remove_run_dir()
+
+    def _remove_run_dir(self) -> None:
         if self._run_dir is not None:
             shutil.rmtree(self._run_dir, ignore_errors=True)
+
+
+def service_url(config: BatonConfig) -> str:
+    """Where a cluster of this configuration answers, seen from its own machine."""
+    host = config.router.host
+    return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{config.router.port}"
 
 
 def fetch_status(url: str, timeout_s: float = 5.0) -> dict[str, Any]:
@@ -184,52 +210,21 @@ def fetch_status(url: str, timeout_s: float = 5.0) -> dict[str, Any]:
         response = httpx.get(f"{url}/baton/status", timeout=timeout_s)
         response.raise_for_status()
         return response.json()
-    except (httpx.HTTPError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise StartupError(f"no Baton router answers at {url}: {error}") from error
 
 
-def check_port_free(host: str, port: int) -> None:
-    """
-    Raises:
-        ConfigError: something listens on the port, or the host is not this machine's.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"router.port: cannot listen on {host}:{port} ({error.strerror}); "
-                "stop what listens there or choose another port"
-            ) from error
+def _log_dir(context: Any) -> Path | None:
+    session_dir = context.address_info.get("session_dir")
+    return Path(session_dir) / "logs" if session_dir else None
 
 
-def check_model_path(config: BatonConfig) -> None:
-    """
-    Raises:
-        ConfigError: a local model directory is missing or holds no model.
-    """
-    for model in config.models:
-        path = Path(model.path)
-        if path.is_absolute() and not (path / "config.json").is_file():
-            raise ConfigError(
-                f"models[{model.name}].path: {path} is not a Hugging Face model directory (no config.json)"
-            )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
-
-
-def _why(status: Any) -> str:
-    if status is None:
-        return "it has no status yet"
-    parts = [status.message] if status.message else []
-    parts += [
-        f"{name}: {deployment.message}"
-        for name, deployment in status.deployments.items()
-        if deployment.message and deployment.status != "HEALTHY"
-    ]
-    return "; ".join(parts) or str(status.status)
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """``ray.init`` puts its own handler of SIGTERM in place of the program's."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)

@@ -22,6 +22,11 @@ class ProcessGuard:
     def __init__(self) -> None:
         self._mark: str | None = None
 
+    @property
+    def mark(self) -> str | None:
+        """Value of ``MARK`` in every process of this cluster; None before :meth:`watch`."""
+        return self._mark
+
     def watch(self) -> None:
         """From now on, every process started from here belongs to this cluster."""
         self._mark = os.environ[MARK] = uuid.uuid4().hex
@@ -36,23 +41,34 @@ class ProcessGuard:
         """
         if self._mark is None:
             return 0
-        deadline_s = time.monotonic() + grace_s
-        while (left := list(self._processes())) and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=grace_s)
+        num_killed = end_marked(self._mark, grace_s)
         os.environ.pop(MARK, None)
         self._mark = None
-        return len(left)
+        return num_killed
 
-    def _processes(self) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                ours = process.pid != os.getpid() and process.environ().get(MARK) == self._mark
-                if ours and process.status() != psutil.STATUS_ZOMBIE and not _is_tracker(process):
-                    yield process
+
+def end_marked(mark: str, grace_s: float) -> int:
+    """Waits ``grace_s`` for the processes with this mark to end by themselves, then kills the rest.
+
+    Returns:
+        How many had to be killed.
+    """
+    deadline_s = time.monotonic() + grace_s
+    while (left := list(_marked(mark))) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5.0)
+    return len(left)
+
+
+def _marked(mark: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ours = process.pid != os.getpid() and process.environ().get(MARK) == mark
+            if ours and process.status() != psutil.STATUS_ZOMBIE and not _is_tracker(process):
+                yield process
 
 
 def _is_tracker(process: psutil.Process) -> bool:

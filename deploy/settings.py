@@ -11,6 +11,8 @@ from deploy.config import BatonConfig, MockConfig, ModelConfig, ShapeConfig
 
 APP_NAME = "baton"
 LOOPBACK = "127.0.0.1"
+SHUTDOWN_SLACK_S = 15.0
+"""What ending an engine may take after the drain."""
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 REGISTRY_NAME = "Registry"
 ROUTER_NAME = "Router"

@@ -1,0 +1,286 @@
+"""The baton command. Imports that take long wait until a command needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from core.errors import BatonError, ConfigError
+
+if TYPE_CHECKING:
+    from deploy.config import BatonConfig
+    from deploy.detached import DetachedRun, Reporter
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+EXIT_INTERRUPTED = 130
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class _Commands(TyperGroup):
+    """One message for each error, instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from deploy.cli_output import print_error, verbose
+
+        try:
+            return super().invoke(ctx)
+        except BatonError as error:
+            if verbose():
+                raise
+            print_error(_text(error))
+            raise typer.Exit(_exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve a large language model with prefill and decode on separate workers, on one Ray cluster.",
+    add_completion=False,
+    epilog="""Start here:
+
+baton demo                      try it on this machine's CPU
+
+baton validate cluster.yaml     is this configuration right?
+
+baton serve cluster.yaml        start a cluster and serve
+
+Configurations to start from are in deploy/configs, every key is in docs/configuration.md.
+
+Exit status: 0 done, 1 failed, 2 wrong configuration or command line.
+BATON_LOG_LEVEL=DEBUG shows tracebacks.""",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML).")]
+
+
+@app.command(
+    epilog="""Examples:
+
+baton serve cluster.yaml              until Ctrl-C
+
+baton serve cluster.yaml --detach     in the background, until baton stop
+
+The first Ctrl-C (or SIGTERM) lets requests finish, for drain_timeout_s at most.
+The second ends all at once."""
+)
+def serve(
+    config_file: ConfigFile,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Run in the background; return when it is ready.")
+    ] = False,
+    report_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Start a cluster, wait until it is ready, and serve."""
+    from deploy.config import load_config
+    from deploy.detached import Reporter
+
+    if detach:
+        _serve_detached(config_file, load_config(config_file))
+        return
+    reporter = Reporter(report_fd) if report_fd is not None else None
+    try:
+        _serve_here(load_config(config_file), reporter)
+    except BatonError as error:
+        if reporter:
+            reporter.failed(_text(error), _exit_code(error))
+        raise
+
+
+def _serve_here(config: BatonConfig, reporter: Reporter | None) -> None:
+    from deploy.cli_output import messages, phase_lines
+    from deploy.foreground import running_cluster, wait_for_signal
+
+    with contextlib.ExitStack() as stack:
+        with phase_lines() as show:
+
+            def progress(phase: str) -> None:
+                show(phase)
+                if reporter:
+                    reporter.phase(phase)
+
+            cluster = stack.enter_context(running_cluster(config, progress))
+        _print_ready(cluster.url)
+        if reporter:
+            reporter.ready(cluster.mark)
+        messages().print("Ctrl-C lets requests finish and stops it; a second Ctrl-C ends it at once.")
+        wait_for_signal()
+
+
+def _serve_detached(config_file: Path, config: BatonConfig) -> None:
+    from deploy import detached
+    from deploy.cli_output import output, phase_lines
+
+    with phase_lines() as show:
+        run = detached.start(config_file.absolute(), config, show)
+    _print_ready(run.url)
+    output().print(f"process {run.pid}, log {run.log}\n`baton stop {run.port}` ends it.", soft_wrap=True)
+
+
+@app.command(
+    epilog="""Examples:
+
+baton status                            what --detach started, or port 8000
+
+baton status 8100                       a port of this machine
+
+baton status cluster.yaml               what this file describes
+
+baton status http://head:8000 --json    for a script"""
+)
+def status(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[PORT|URL|CONFIG]", help="Which cluster.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the router answers.")] = False,
+) -> None:
+    """Show pools and workers: roles, states, load, KV cache use."""
+    from deploy.cli_output import output
+    from deploy.cli_tables import pools_table, workers_table
+    from deploy.cluster import fetch_status
+
+    answer = fetch_status(_url_of(target))
+    if as_json:
+        typer.echo(json.dumps(answer, indent=1))
+        return
+    output().print(pools_table(answer["workers"]), workers_table(answer["workers"]))
+
+
+@app.command(
+    epilog="""Example:
+
+baton validate deploy/configs/2-nodes-70b.yaml"""
+)
+def validate(config_file: ConfigFile) -> None:
+    """Check a configuration file: one line if it is right, or everything that is wrong with it."""
+    from deploy.cli_output import messages, output
+    from deploy.config import load_config
+    from deploy.config_checks import require_local_files
+
+    config = load_config(config_file)
+    output().print(f"[green]ok[/] {escape(str(config_file))}: {escape(_summary(config))}", soft_wrap=True)
+    try:
+        require_local_files(config)
+    except ConfigError as error:
+        messages().print(f"note: on this machine, {error}", markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="""Examples:
+
+baton stop            the only cluster in the background
+
+baton stop 8100       the one on this port"""
+)
+def stop(port: Annotated[int | None, typer.Argument(help="Its port.", show_default=False)] = None) -> None:
+    """Stop what `baton serve --detach` started; requests in flight may finish."""
+    from deploy import detached
+    from deploy.cli_output import output
+
+    run = detached.find(port) if port is not None else _only_run()
+    if run is None:
+        where = "" if port is None else f" on port {port}"
+        output().print(f"nothing to stop: no cluster runs in the background{where}")
+        return
+    with output().status(f"stopping {run.url}; requests may finish"):
+        was_alive = detached.stop(run)
+    how = "stopped" if was_alive else "had ended already, log " + run.log + ":"
+    output().print(f"{how} {run.url} (process {run.pid})", soft_wrap=True)
+
+
+@app.command(
+    epilog="""Examples:
+
+baton demo                                  with a tiny model made on the spot
+
+baton demo --keep                           then send requests of your own
+
+BATON_DEMO_MODEL=/path/to/model baton demo  with any small Hugging Face model"""
+)
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Go on serving after the demo, until Ctrl-C.")] = False,
+) -> None:
+    """Run two prefill and two decode workers on this machine's CPU, send requests, show who did what."""
+    from deploy.demo import run_demo
+
+    run_demo(keep=keep)
+
+
+def _print_ready(url: str) -> None:
+    from deploy.cli_output import output
+    from deploy.cli_tables import pools_table
+    from deploy.cluster import fetch_status
+
+    output().print(pools_table(fetch_status(url)["workers"]))
+    output().print(f"ready: {url}/v1", soft_wrap=True)
+
+
+def _summary(config: BatonConfig) -> str:
+    (model,) = config.models
+    shapes = ", ".join(
+        f"{shape.count} x {shape.name} ({shape.initial.prefill} prefill, {shape.initial.decode} decode)"
+        for shape in model.shapes
+    )
+    return f"model {model.name}, workers {shapes}, port {config.router.port}"
+
+
+def _url_of(target: str | None) -> str:
+    if target is None:
+        run = _only_run()
+        return run.url if run else DEFAULT_URL
+    if target.isdigit():
+        return f"http://127.0.0.1:{target}"
+    if target.startswith(("http://", "https://")):
+        return target.rstrip("/").removesuffix("/v1")
+    from deploy.cluster import service_url
+    from deploy.config import load_config
+
+    return service_url(load_config(target))
+
+
+def _only_run() -> DetachedRun | None:
+    from deploy import detached
+
+    runs = detached.find_all()
+    if len(runs) > 1:
+        ports = ", ".join(str(run.port) for run in runs)
+        raise ConfigError(f"several clusters run in the background; name a port: {ports}")
+    return runs[0] if runs else None
+
+
+def _text(error: Exception) -> str:
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
+def _exit_code(error: BatonError) -> int:
+    return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+
+
+def main() -> None:
+    """Entry point of the ``baton`` command."""
+    try:
+        app()
+    except Exception as error:
+        from deploy.cli_output import print_error, verbose
+
+        if verbose():
+            raise
+        error.add_note("BATON_LOG_LEVEL=DEBUG shows where it happened")
+        print_error(f"{type(error).__name__}: {_text(error)}")
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What the baton command prints: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import Progress as LiveProgress
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from deploy.progress import Progress
+
+_PLAIN_WIDTH = 120
+"""Columns where nobody says how wide the output is: a pipe or a file."""
+
+
+def output() -> Console:
+    """For what the user asked for."""
+    return _console(stderr=False)
+
+
+def messages() -> Console:
+    """For everything else."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PLAIN_WIDTH
+    return console
+
+
+def print_error(message: str) -> None:
+    console = messages()
+    console.print("error: ", style="bold red", end="")
+    console.print(message, markup=False, soft_wrap=True)
+
+
+def verbose() -> bool:
+    """The user wants tracebacks."""
+    return os.environ.get("BATON_LOG_LEVEL", "").upper() == "DEBUG"
+
+
+@contextlib.contextmanager
+def phase_lines() -> Iterator[Progress]:
+    """Prints a line as each phase begins, with the seconds so far; on a terminal the last one ticks."""
+    console = messages()
+    started_s = time.monotonic()
+    if not console.is_terminal:
+        yield lambda phase: console.print(f"{time.monotonic() - started_s:6.1f} s  {phase}", markup=False)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with LiveProgress(*columns, console=console, transient=True) as live:
+        task = live.add_task("", total=None)
+
+        def begin(phase: str) -> None:
+            live.console.print(f"{time.monotonic() - started_s:6.1f} s  {phase}", markup=False)
+            live.update(task, description=phase)
+
+        yield begin

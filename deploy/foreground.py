@@ -1,0 +1,66 @@
+"""A cluster that lives as long as this program, and ends with the program's signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+from deploy.cluster import Cluster
+from deploy.config import BatonConfig
+from deploy.progress import Progress
+
+_KILLED = 128 + signal.SIGKILL
+
+
+@contextlib.contextmanager
+def running_cluster(config: BatonConfig, progress: Progress) -> Iterator[Cluster]:
+    """A cluster that is ready.
+
+    SIGINT and SIGTERM raise KeyboardInterrupt in the body (and while it starts). A second one, while
+    the cluster finishes what it has, ends every process at once, this one included.
+
+    Raises:
+        ConfigError: see :meth:`Cluster.start`.
+        StartupError: see :meth:`Cluster.start`; it has a note saying where the logs are.
+    """
+    with _interrupting_signals():
+        cluster = Cluster(config, progress)
+        try:
+            cluster.start()
+            yield cluster
+        except Exception as error:
+            if cluster.log_dir is not None:
+                error.add_note(f"logs of every process: {cluster.log_dir}")
+            raise
+        finally:
+            try:
+                cluster.stop()
+            except KeyboardInterrupt:
+                cluster.kill()
+                os._exit(_KILLED)
+
+
+def wait_for_signal() -> None:
+    """Returns at SIGINT or SIGTERM; to be called inside :func:`running_cluster`."""
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def _interrupting_signals() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, _interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

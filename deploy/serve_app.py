@@ -1,0 +1,135 @@
+"""Baton's application on Ray Serve: deploy it, wait for it, delete it. Ray must have been initialized."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from core.errors import StartupError
+from deploy.config import BatonConfig
+from deploy.ports import check_port_free
+from deploy.progress import Progress
+from deploy.settings import APP_NAME
+
+_POLL_S = 0.25
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)): (.*)$", re.MULTILINE)
+
+
+def start_serve(config: BatonConfig) -> bool:
+    """Starts Serve unless the Ray cluster has it already.
+
+    Returns:
+        Whether it was started here.
+
+    Raises:
+        ConfigError: something else listens on the router's port.
+        StartupError: the Ray cluster has a Baton application already.
+    """
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    status = serve.status()
+    if APP_NAME in status.applications:
+        raise StartupError("this Ray cluster runs a Baton application already; stop that one first")
+    if not status.proxies:
+        check_port_free(config.router.host, config.router.port)
+    serve.start(
+        http_options={"host": config.router.host, "port": config.router.port, "request_timeout_s": None},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    return not status.proxies
+
+
+def deploy(config: BatonConfig) -> None:
+    """Deploys the application, or changes the one that runs into what the configuration says."""
+    from ray import serve
+
+    from deploy.app import build_application
+
+    serve.run_many(
+        [serve.RunTarget(build_application(config), name=APP_NAME, route_prefix="/")],
+        wait_for_applications_running=False,
+    )
+
+
+def wait_running(timeout_s: float, progress: Progress) -> None:
+    """Waits until every replica runs.
+
+    Raises:
+        StartupError: one cannot start, or time is over.
+    """
+    from ray import serve
+
+    deadline_s = time.monotonic() + timeout_s
+    num_running = 0
+    while True:
+        status = serve.status().applications.get(APP_NAME)
+        if status is not None:
+            if status.status == "RUNNING":
+                return
+            if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise StartupError(f"the application does not start: {_why(status)}")
+            counts = [deployment.replica_states for deployment in status.deployments.values()]
+            now_running = sum(states.get("RUNNING", 0) for states in counts)
+            if now_running > num_running:
+                num_running = now_running
+                progress(f"{num_running} of {sum(sum(states.values()) for states in counts)} replicas run")
+        if time.monotonic() > deadline_s:
+            raise StartupError(f"not ready after startup_timeout_s={timeout_s:g}: {_why(status)}")
+        time.sleep(_POLL_S)
+
+
+def delete(timeout_s: float) -> bool:
+    """Takes the application away; its replicas finish what they have.
+
+    Returns:
+        Whether it was gone in time. Serve goes on deleting it in any case.
+    """
+    from ray import serve
+
+    deadline_s = time.monotonic() + timeout_s
+    serve.delete(APP_NAME, _blocking=False)
+    while APP_NAME in serve.status().applications:
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def shut_serve_down_if_unused() -> None:
+    from ray import serve
+
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Ray reports, on standard output, that it stopped what it was told to stop."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _why(status: Any) -> str:
+    if status is None:
+        return "it has no status yet"
+    messages = {
+        name: deployment.message
+        for name, deployment in status.deployments.items()
+        if deployment.message and deployment.status != "HEALTHY"
+    }
+    if not messages:
+        return status.message or status.status.value
+    return "; ".join(f"{name}: {_essence(message)}" for name, message in messages.items())
+
+
+def _essence(message: str) -> str:
+    """The error at the end of a traceback that came through Ray, or the whole message if it is none."""
+    errors = _ERROR_LINE.findall(_ANSI.sub("", message))
+    return f"{errors[-1][0]}: {errors[-1][1]}" if errors else message
