@@ -56,6 +56,8 @@ class EngineDelta:
     prompt_logprobs: LogprobRows | None = None
     num_cached_tokens: int | None = None
     """Prompt tokens not computed for this request; given with the first delta only."""
+    num_cache_creation_tokens: int | None = None
+    """Prompt tokens computed and put into the prefix cache; given with the first delta only."""
     finish_reason: str | None = None
     """``stop``, ``length``, ``abort``, ``error`` or ``repetition`` on the last delta."""
     stop_reason: int | str | None = None

@@ -106,6 +106,7 @@ def delta_from_output(output: RequestOutput, *, first: bool) -> EngineDelta:
         logprobs=_rows(completion.logprobs) if completion.logprobs else None,
         prompt_logprobs=_rows(output.prompt_logprobs[1:]) if output.prompt_logprobs else None,
         num_cached_tokens=output.num_cached_tokens if first else None,
+        num_cache_creation_tokens=output.num_cache_creation_tokens if first else None,
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
         kv_params=output.kv_transfer_params,

@@ -38,6 +38,8 @@ def delta_to_proto(request_id: str, delta: EngineDelta) -> worker_pb2.Delta:
         message.prompt_logprobs.CopyFrom(_rows_to_proto(delta.prompt_logprobs))
     if delta.num_cached_tokens is not None:
         message.num_cached_tokens = delta.num_cached_tokens
+    if delta.num_cache_creation_tokens is not None:
+        message.num_cache_creation_tokens = delta.num_cache_creation_tokens
     if delta.queue_s is not None:
         message.queue_s = delta.queue_s
     if delta.prefill_s is not None:
@@ -60,6 +62,9 @@ def delta_from_proto(message: worker_pb2.Delta) -> EngineDelta:
             _rows_from_proto(message.prompt_logprobs) if message.HasField("prompt_logprobs") else None
         ),
         num_cached_tokens=message.num_cached_tokens if message.HasField("num_cached_tokens") else None,
+        num_cache_creation_tokens=(
+            message.num_cache_creation_tokens if message.HasField("num_cache_creation_tokens") else None
+        ),
         finish_reason=message.finish_reason or None,
         stop_reason=getattr(message, stop_field) if stop_field else None,
         queue_s=message.queue_s if message.HasField("queue_s") else None,

@@ -15,7 +15,10 @@ _FINISH_REASONS = {str(reason): reason for reason in FinishReason}
 def core_output(core_id: str, delta: EngineDelta) -> EngineCoreOutput:
     prefill_stats = None
     if delta.num_cached_tokens is not None:
-        prefill_stats = PrefillStats(num_cached_tokens=delta.num_cached_tokens)
+        prefill_stats = PrefillStats(
+            num_cached_tokens=delta.num_cached_tokens,
+            num_cache_creation_tokens=delta.num_cache_creation_tokens or 0,
+        )
     prompt = delta.prompt_logprobs
     return EngineCoreOutput(
         request_id=core_id,

@@ -122,7 +122,7 @@ class DecodeAttempt:
             self._ended.set_result(None)
 
     def _first(self, delta: EngineDelta) -> EngineDelta:
-        """Cached tokens are those of the worker that prefilled."""
+        """What was in a cache and what went into one is for the worker that prefilled to say."""
         if self._handoff is None:
             self._trace.cached_tokens = delta.num_cached_tokens or 0
             return delta
@@ -131,6 +131,7 @@ class DecodeAttempt:
             logprobs=delta.logprobs,
             prompt_logprobs=delta.prompt_logprobs,
             num_cached_tokens=self._handoff.cached_tokens,
+            num_cache_creation_tokens=self._handoff.cache_creation_tokens,
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,
         )

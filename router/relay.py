@@ -170,6 +170,7 @@ class _Lap:
                     request_id=self._prefill_id(attempt),
                     kv_handle=reply.kv_handle,
                     cached_tokens=delta.num_cached_tokens or 0,
+                    cache_creation_tokens=delta.num_cache_creation_tokens or 0,
                 )
             if early and delta.finish_reason != "length":  # the answer is one token long
                 self._finished = True
@@ -187,6 +188,7 @@ class _Lap:
                     token_ids=delta.token_ids,
                     logprobs=delta.logprobs,
                     num_cached_tokens=delta.num_cached_tokens,
+                    num_cache_creation_tokens=delta.num_cache_creation_tokens,
                 )
             )
 

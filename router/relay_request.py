@@ -60,6 +60,7 @@ class Handoff:
     request_id: str
     kv_handle: worker_pb2.KvHandle
     cached_tokens: int
+    cache_creation_tokens: int
     first_token: EngineDelta | None = None
     """The token that was sent early, None if the decode leg samples it."""
     taken: bool = False

@@ -65,7 +65,7 @@ class LogprobRows(_message.Message):
     def __init__(self, width: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., ranks: _Optional[bytes] = ...) -> None: ...
 
 class Delta(_message.Message):
-    __slots__ = ("request_id", "token_ids", "logprobs", "prompt_logprobs", "num_cached_tokens", "finish_reason", "stop_token_id", "stop_string", "transfer", "queue_s", "prefill_s", "failure")
+    __slots__ = ("request_id", "token_ids", "logprobs", "prompt_logprobs", "num_cached_tokens", "finish_reason", "stop_token_id", "stop_string", "transfer", "queue_s", "prefill_s", "failure", "num_cache_creation_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Delta(_message.Message):
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHE_CREATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: bytes
     logprobs: LogprobRows
@@ -90,7 +91,8 @@ class Delta(_message.Message):
     queue_s: float
     prefill_s: float
     failure: Failure
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Union[LogprobRows, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[LogprobRows, _Mapping]] = ..., num_cached_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., transfer: _Optional[_Union[Transfer, _Mapping]] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    num_cache_creation_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Union[LogprobRows, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[LogprobRows, _Mapping]] = ..., num_cached_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., transfer: _Optional[_Union[Transfer, _Mapping]] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., num_cache_creation_tokens: _Optional[int] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("kind", "message")
