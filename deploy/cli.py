@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from deploy.config import BatonConfig
     from deploy.detached import DetachedRun, Reporter
 
-EXIT_FAILED = 1
-EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -28,17 +25,17 @@ class _Commands(TyperGroup):
     """One message for each error, instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        from deploy.cli_output import print_error, verbose
+        from deploy.cli_output import error_text, exit_code, print_error, verbose
 
         try:
             return super().invoke(ctx)
         except BatonError as error:
             if verbose():
                 raise
-            print_error(_text(error))
-            raise typer.Exit(_exit_code(error)) from error
+            print_error(error_text(error))
+            raise typer.Exit(exit_code(error)) from error
         except KeyboardInterrupt as error:
-            raise typer.Exit(EXIT_INTERRUPTED) from error
+            raise typer.Exit(130) from error
 
 
 app = typer.Typer(
@@ -84,6 +81,7 @@ def serve(
     report_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start a cluster, wait until it is ready, and serve."""
+    from deploy.cli_output import error_text, exit_code
     from deploy.config import load_config
     from deploy.detached import Reporter
 
@@ -95,7 +93,7 @@ def serve(
         _serve_here(load_config(config_file), reporter)
     except BatonError as error:
         if reporter:
-            reporter.failed(_text(error), _exit_code(error))
+            reporter.failed(error_text(error), exit_code(error))
         raise
 
 
@@ -260,26 +258,18 @@ def _only_run() -> DetachedRun | None:
     return runs[0] if runs else None
 
 
-def _text(error: Exception) -> str:
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
-
-
-def _exit_code(error: BatonError) -> int:
-    return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
-
-
 def main() -> None:
     """Entry point of the ``baton`` command."""
     try:
         app()
     except Exception as error:
-        from deploy.cli_output import print_error, verbose
+        from deploy.cli_output import error_text, exit_code, print_error, verbose
 
         if verbose():
             raise
         error.add_note("BATON_LOG_LEVEL=DEBUG shows where it happened")
-        print_error(f"{type(error).__name__}: {_text(error)}")
-        sys.exit(EXIT_FAILED)
+        print_error(f"{type(error).__name__}: {error_text(error)}")
+        sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

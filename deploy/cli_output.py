@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress as LiveProgress
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from core.errors import ConfigError
 from deploy.progress import Progress
 
 _PLAIN_WIDTH = 120
@@ -38,6 +39,16 @@ def print_error(message: str) -> None:
     console = messages()
     console.print("error: ", style="bold red", end="")
     console.print(message, markup=False, soft_wrap=True)
+
+
+def error_text(error: Exception) -> str:
+    """The error and its notes."""
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
+def exit_code(error: Exception) -> int:
+    """2 if the user has to change the configuration or the command line, else 1."""
+    return 2 if isinstance(error, ConfigError) else 1
 
 
 def verbose() -> bool:
