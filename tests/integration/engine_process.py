@@ -47,7 +47,11 @@ async def main() -> None:
     except StartupError as error:
         print(error, flush=True)
         os._exit(1)  # as a replica ends whose constructor failed
-    children = [child.pid for child in psutil.Process().children(recursive=True)]
+    children = [
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    ]
     print(READY, *children, flush=True)
     await asyncio.to_thread(sys.stdin.buffer.read)
 

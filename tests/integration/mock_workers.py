@@ -78,7 +78,9 @@ class MockWorker:
             PrefillLegConfig(address=self.address, lease_s=self._lease_s, peer=peer),
             metrics,
         )
-        decode = DecodeLeg(self.engine, codec, self.gate, self.leases, MonotonicClock(), metrics, lease_s=self._lease_s)
+        decode = DecodeLeg(
+            self.engine, codec, self.gate, self.leases, MonotonicClock(), metrics, lease_s=self._lease_s
+        )
         worker_pb2_grpc.add_PrefillLegServicer_to_server(prefill, self.server)
         worker_pb2_grpc.add_DecodeLegServicer_to_server(decode, self.server)
         await self.server.start()

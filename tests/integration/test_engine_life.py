@@ -25,8 +25,7 @@ def test_the_engine_process_dies_with_its_parent(model_path: Path, tmp_path: Pat
         owner.wait_until(lambda: READY in owner.log_tail(), 120)
         line = next(line for line in owner.log_tail().splitlines() if line.startswith(READY))
         children = [psutil.Process(int(pid)) for pid in line.removeprefix(READY).split()]
-        engine_cores = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-        assert engine_cores
+        assert any(child.memory_info().rss > 500 << 20 for child in children), "none of them is an engine"
         os.kill(owner.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(children, timeout=5)
         assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]

@@ -104,6 +104,10 @@ def _configuration(model_path: Path, port: int) -> dict:
     }
 
 
+def cut_among(streams: list[asyncio.Task[None]]) -> list[BaseException]:
+    return [error for stream in streams if stream.done() and (error := stream.exception())]
+
+
 @pytest.mark.parametrize("duration_s", [50, pytest.param(600, marks=pytest.mark.slow)])
 async def test_streams_live_through_another_routers_start_stop_and_kill(
     routers: RouterCluster, duration_s: int
@@ -112,18 +116,13 @@ async def test_streams_live_through_another_routers_start_stop_and_kill(
     arrivals: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
     streams = [asyncio.create_task(routers.stream(num_tokens, each)) for each in arrivals]
     await asyncio.sleep(3)
-    assert not any(stream.done() for stream in streams)
-
-    await asyncio.to_thread(routers.scale, 3)  # a router starts
-    assert not any(stream.done() for stream in streams)
-    await asyncio.to_thread(routers.scale, 2)  # one stops: it finishes its streams first
-    assert not any(stream.done() for stream in streams)
+    assert cut_among(streams) == []
 
     victim = routers.router_processes()[0]
     victim.kill()
     await asyncio.sleep(3)
     cut = [stream for stream in streams if stream.done()]
-    assert all(stream.exception() is not None for stream in cut)
+    assert len(cut_among(streams)) == len(cut)
     assert len(cut) < NUM_STREAMS, "every stream died with one router"
     async with asyncio.timeout(15):  # new requests are served at once or nearly so
         while True:
@@ -132,6 +131,10 @@ async def test_streams_live_through_another_routers_start_stop_and_kill(
                 break
             except (httpx.HTTPError, ConnectionError, AssertionError):
                 await asyncio.sleep(0.5)
+
+    await asyncio.to_thread(routers.scale, 3)  # a router starts
+    assert len(cut_among(streams)) == len(cut)
+    await asyncio.to_thread(routers.scale, 1)  # two stop: they finish their streams first
     for stream in streams:
         if stream not in cut:
             await stream
