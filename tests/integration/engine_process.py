@@ -43,7 +43,7 @@ def engine_spec(model_path: str, **changes: object) -> VllmEngineSpec:
 async def main() -> None:
     model_path, startup_timeout_s = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
     try:
-        await VllmEngine.start(engine_spec(model_path, startup_timeout_s=startup_timeout_s))
+        engine = await VllmEngine.start(engine_spec(model_path, startup_timeout_s=startup_timeout_s))
     except StartupError as error:
         print(error, flush=True)
         os._exit(1)  # as a replica ends whose constructor failed
@@ -54,6 +54,7 @@ async def main() -> None:
     ]
     print(READY, *children, flush=True)
     await asyncio.to_thread(sys.stdin.buffer.read)
+    await engine.shutdown(timeout_s=1.0)
 
 
 if __name__ == "__main__":
