@@ -113,7 +113,8 @@ def _serve_here(config: BatonConfig, reporter: Reporter | None) -> None:
         _print_ready(cluster.url)
         if reporter:
             reporter.ready(cluster.mark)
-        messages().print("Ctrl-C lets requests finish and stops it; a second Ctrl-C ends it at once.")
+        else:
+            messages().print("Ctrl-C lets requests finish and stops it; a second Ctrl-C ends it at once.")
         wait_for_signal()
 
 
