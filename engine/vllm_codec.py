@@ -116,11 +116,29 @@ def delta_from_output(output: RequestOutput, *, first: bool) -> EngineDelta:
 
 
 def _rows(flat: FlatLogprobs) -> LogprobRows:
-    num_rows = len(flat)
-    shape = (num_rows, len(flat.token_ids) // num_rows if num_rows else 0)
-    ranks = np.array(flat.ranks, dtype=np.int32).reshape(shape)
+    sizes = [end - start for start, end in zip(flat.start_indices, flat.end_indices, strict=True)]
+    width = max(sizes, default=0)
+    token_ids = np.array(flat.token_ids, dtype=np.int32)
+    logprobs = np.array(flat.logprobs, dtype=np.float32)
+    ranks = np.array(flat.ranks, dtype=np.int32)
+    if min(sizes, default=0) < width:
+        whole = np.concatenate([_whole_row(flat, row, width) for row in range(len(sizes))])
+        token_ids, logprobs, ranks = token_ids[whole], logprobs[whole], ranks[whole]
+    shape = (len(sizes), width)
     return LogprobRows(
-        token_ids=np.array(flat.token_ids, dtype=np.int32).reshape(shape),
-        logprobs=np.array(flat.logprobs, dtype=np.float32).reshape(shape),
-        ranks=ranks[:, 0] if num_rows else ranks.reshape(0),
+        token_ids=token_ids.reshape(shape),
+        logprobs=logprobs.reshape(shape),
+        ranks=ranks.reshape(shape)[:, 0] if sizes else ranks,
     )
+
+
+def _whole_row(flat: FlatLogprobs, row: int, width: int) -> list[int]:
+    """Where a row's entries stand, the sampled token first.
+
+    A reader that lags gets two deltas as one, and vLLM merges their logprobs by way of dicts: a sampled
+    token that is also a candidate then stands there once.
+    """
+    entries = range(flat.start_indices[row], flat.end_indices[row])
+    if len(entries) == width:
+        return list(entries)
+    return [entries[0], *sorted(entries, key=lambda index: flat.ranks[index] or 0)]
