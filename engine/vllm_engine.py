@@ -15,6 +15,7 @@ from typing import Any
 from core.errors import StartupError, WorkerLost
 from core.types import WorkerLoad
 from engine.base import EngineDelta, EngineInfo, EngineRequest, KvParams
+from engine.vllm_args import engine_arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +190,10 @@ def _build(spec: VllmEngineSpec, progress: _StartProgress) -> tuple[Any, EngineI
     from vllm.v1.engine.async_llm import AsyncLLM
 
     progress.next("configure")
-    arguments = dict(spec.engine_args)
+    arguments = engine_arguments(spec.engine_args)
+    if arguments.get("tensor_parallel_size", 1) > 1:
+        # All its devices are on one node; inside a placement group vLLM would ask Ray for more of them.
+        arguments.setdefault("distributed_executor_backend", "mp")
     if spec.lora_modules:
         arguments.setdefault("enable_lora", True)
     if spec.connector_class:

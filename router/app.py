@@ -8,6 +8,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.config import VllmConfig
 
+from engine.vllm_args import engine_arguments
 from router.engine_client import RelayEngineClient
 from router.engineless_client import SUPPORTED_TASKS
 from router.tenant import TENANT_HEADER, set_tenant
@@ -50,7 +51,7 @@ def parse_front_end_args(
         validate_parsed_serve_args(args)
     except SystemExit as error:
         raise ValueError(f"router.vllm_args: vLLM refuses {' '.join(extra)}") from error
-    for name, value in engine_args.items():
+    for name, value in engine_arguments(engine_args).items():
         setattr(args, name, value)
     # Only the workers have an engine and devices.
     args.tensor_parallel_size = 1
@@ -71,7 +72,19 @@ def front_end_config(args: Any) -> VllmConfig:
         model_config=model_config,
         lora_config=LoRAConfig() if args.enable_lora else None,
         structured_outputs_config=engine_args.create_structured_outputs_config(),
+        reasoning_config=_reasoning_config(engine_args),
     )
+
+
+def _reasoning_config(engine_args: Any) -> Any:
+    """What a request's thinking budget is checked against; as AsyncEngineArgs makes it for an engine."""
+    from vllm.config import ReasoningConfig
+
+    if not engine_args.reasoning_parser:
+        return engine_args.reasoning_config
+    config = engine_args.reasoning_config or ReasoningConfig()
+    config.reasoning_parser = engine_args.reasoning_parser
+    return config
 
 
 async def build_openai_app(client: RelayEngineClient, args: Any) -> Any:
