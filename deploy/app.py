@@ -10,7 +10,8 @@ from ray import serve
 
 from core.errors import ConfigError
 from core.types import Role
-from deploy.config import BatonConfig, ModelConfig, ShapeConfig, load_config, parse_config
+from deploy.config import load_config, parse_config
+from deploy.config_schema import BatonConfig, ModelConfig, ShapeConfig
 from deploy.environment import router_environment, worker_environment
 from deploy.registry_replica import RegistryReplica
 from deploy.router_replica import RouterReplica

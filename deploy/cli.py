@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from core.errors import BatonError, ConfigError
 
 if TYPE_CHECKING:
-    from deploy.config import BatonConfig
+    from deploy.config_schema import BatonConfig
     from deploy.detached import DetachedRun, Reporter
 
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -18,8 +18,8 @@ import httpx
 
 from core.errors import StartupError
 from deploy import serve_app
-from deploy.config import BatonConfig
 from deploy.config_checks import require_local_files
+from deploy.config_schema import BatonConfig
 from deploy.environment import ray_environment, serve_environment
 from deploy.ports import check_port_free
 from deploy.processes import ProcessGuard

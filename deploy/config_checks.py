@@ -20,7 +20,7 @@ from deploy.config_engine_args import (
 from deploy.config_messages import suggestion
 
 if TYPE_CHECKING:
-    from deploy.config import BatonConfig, ModelConfig, RouterConfig, ShapeConfig
+    from deploy.config_schema import BatonConfig, ModelConfig, RouterConfig, ShapeConfig
 
 
 def find_problems(config: BatonConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the schema in ``deploy.config``.
+"""Writes docs/configuration.md from the schema in ``deploy.config_schema``.
 
 ``python -m deploy.config_docs`` writes the page, ``--check`` fails if it is not up to date.
 """
@@ -18,7 +18,6 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deploy.config import BatonConfig
 from deploy.config_engine_args import (
     CONNECTOR_PARAMS_SET_BY_BATON,
     ENGINE_ARGS_FIXED_AT_1,
@@ -27,6 +26,7 @@ from deploy.config_engine_args import (
     VLLM_ARGS_SET_BY_BATON,
 )
 from deploy.config_messages import section_in
+from deploy.config_schema import BatonConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 

@@ -26,7 +26,7 @@ import psutil
 
 from core.errors import ConfigError, StartupError
 from deploy.cluster import service_url
-from deploy.config import BatonConfig
+from deploy.config_schema import BatonConfig
 from deploy.processes import MARK, end_marked
 from deploy.progress import Progress
 from deploy.settings import SHUTDOWN_SLACK_S

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.config import BatonConfig, ShapeConfig
+from deploy.config_schema import BatonConfig, ShapeConfig
 from deploy.settings import LOOPBACK
 from kv_transfer.peer import free_port
 

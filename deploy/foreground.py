@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from deploy.cluster import Cluster
-from deploy.config import BatonConfig
+from deploy.config_schema import BatonConfig
 from deploy.progress import Progress
 
 _KILLED = 128 + signal.SIGKILL

@@ -13,7 +13,8 @@ import sys
 
 from core.errors import BatonError
 from deploy.cli_output import error_text, exit_code, phase_lines, print_error
-from deploy.config import BatonConfig, load_config
+from deploy.config import load_config
+from deploy.config_schema import BatonConfig
 from deploy.foreground import running_cluster, wait_for_signal
 
 _USAGE = "usage: python -m deploy.job CONFIG"

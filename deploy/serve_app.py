@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from core.errors import StartupError
-from deploy.config import BatonConfig
+from deploy.config_schema import BatonConfig
 from deploy.ports import check_port_free
 from deploy.progress import Progress
 from deploy.settings import APP_NAME

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.types import Role
-from deploy.config import BatonConfig, MockConfig, ModelConfig, ShapeConfig
+from deploy.config_schema import BatonConfig, MockConfig, ModelConfig, ShapeConfig
 
 APP_NAME = "baton"
 LOOPBACK = "127.0.0.1"

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import re
-import shutil
-import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import yaml
 
-from tests.integration.simulated_load import ENDINGS, HOST, LEG_S, MODEL, TENANTS, running_cluster
-
-ROOT = Path(__file__).resolve().parents[2]
-DASHBOARD = json.loads((ROOT / "deploy/grafana/baton-slo.json").read_text())
-PROMETHEUS_DIR = ROOT / "deploy/prometheus"
-START_TIMEOUT_S = 20
-DATA_TIMEOUT_S = 45
+from tests.integration.prometheus_server import (
+    DASHBOARD,
+    ROOT,
+    Prometheus,
+    require_prometheus,
+    running_prometheus,
+)
+from tests.integration.simulated_load import ENDINGS, LEG_S, MODEL, TENANTS, running_cluster
 
 pytestmark = pytest.mark.prometheus
 
@@ -41,57 +33,7 @@ def dashboard_targets() -> list[Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def prometheus_tools() -> None:
-    if all(shutil.which(tool) for tool in ("prometheus", "promtool")):
-        return
-    reason = "prometheus and promtool are not installed (Debian: apt-get install prometheus)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-class Prometheus:
-    """A client of Prometheus's HTTP API."""
-
-    def __init__(self, address: str) -> None:
-        self._http = httpx.Client(base_url=f"http://{address}", timeout=5)
-
-    def get(self, path: str, **parameters: str) -> Any:
-        response = self._http.get(path, params=parameters)
-        assert response.status_code == 200, response.text
-        return response.json()["data"]
-
-    def query(
-        self, expr: str, *, model: str = ".*", tenant: str = ".*"
-    ) -> list[tuple[dict[str, str], float]]:
-        """The series of an expression now, with Grafana's variables filled in."""
-        filled = (
-            expr.replace("$model", model)
-            .replace("$tenant", tenant)
-            .replace("$__rate_interval", "10s")
-            .replace("$__range", "30s")
-        )
-        assert "$" not in filled, f"a variable this test does not know: {filled}"
-        result = self.get("/api/v1/query", query=filled)["result"]
-        return [(series["metric"], float(series["value"][1])) for series in result]
-
-    def series(self, expr: str, **variables: str) -> list[tuple[dict[str, str], float]]:
-        """As ``query``, waiting until there are series and none of them is NaN or infinite."""
-        deadline = time.monotonic() + DATA_TIMEOUT_S
-        while True:
-            found = self.query(expr, **variables)
-            if found and all(math.isfinite(value) for _, value in found):
-                return found
-            assert time.monotonic() < deadline, f"no data within {DATA_TIMEOUT_S} s: {found}"
-            time.sleep(0.5)
-
-    def is_ready(self) -> bool:
-        try:
-            return self._http.get("/-/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def close(self) -> None:
-        self._http.close()
+    require_prometheus()
 
 
 @pytest.fixture(scope="module")
@@ -105,41 +47,8 @@ def cluster_addresses() -> Iterator[tuple[list[str], str]]:
 def prometheus(
     cluster_addresses: tuple[list[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
-    """Prometheus with the repository's configuration, pointed at the cluster and scraping every second."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    text = (PROMETHEUS_DIR / "prometheus.yml").read_text().replace("ROUTER", cluster_addresses[1])
-    config = yaml.safe_load(text)
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    shutil.copy(PROMETHEUS_DIR / "alerts.yml", folder)
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        address = f"{HOST}:{free.getsockname()[1]}"
-    command = [
-        "prometheus",
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-    ]
-    log_path = folder / "log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    client = Prometheus(address)
-    try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not client.is_ready():
-            assert process.poll() is None, log_path.read_text()
-            assert time.monotonic() < deadline, log_path.read_text()
-            time.sleep(0.1)
+    with running_prometheus(cluster_addresses[1], tmp_path_factory.mktemp("prometheus")) as client:
         yield client
-    finally:
-        client.close()
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @pytest.mark.parametrize("expr", dashboard_targets())

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from core.errors import ConfigError
 from core.types import Role
 from deploy import config_docs
-from deploy.config import BatonConfig, load_config, parse_config
+from deploy.config import load_config, parse_config
 from deploy.config_checks import require_local_files
 from deploy.config_engine_args import ENGINE_ARGS_FIXED_AT_1, ENGINE_ARGS_SET_BY_BATON, vllm_engine_arg_names
+from deploy.config_schema import BatonConfig
 
 CONFIGS = Path(config_docs.__file__).parent / "configs"
 

@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from deploy.config import BatonConfig, load_config
+from deploy.config import load_config
+from deploy.config_schema import BatonConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own, while it is imported
