@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from baton_proto import worker_pb2, worker_pb2_grpc
-from baton_proto.codecs import load_to_proto, unpack_tokens
+from baton_proto.codecs import load_to_proto
 from core.clock import Clock
 from core.errors import KvHandleError, RequestRefused, WorkerLost
 from core.types import Role
@@ -173,7 +173,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
     async def _accept(self, message: worker_pb2.GenerateRequest) -> tuple[KvHandle, float]:
         request = message.request
         scope = KvScope(adapter=request.adapter, tenant=request.tenant)
-        handle = self._codec.check(message.kv_handle, unpack_tokens(request.prompt_token_ids), scope)
+        handle = self._codec.check(message.kv_handle, request.prompt_token_ids, scope)
         mine = self._engine.info
         if handle.incarnation == mine.incarnation:
             raise KvHandleError("own", "KV of this very engine needs no pull")

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from baton_proto import worker_pb2
+from baton_proto.codecs import TOKEN_BYTES
 from core.errors import KvHandleError
 
 MIN_KEY_BYTES = 16
@@ -57,14 +56,18 @@ class KvHandle:
     connector_params: dict[str, Any]
 
 
-def token_digest(prompt_token_ids: Sequence[int], scope: KvScope) -> bytes:
-    """BLAKE2b of the tokens, their number and the scope: 16 bytes."""
+def token_digest(packed_tokens: bytes, scope: KvScope) -> bytes:
+    """BLAKE2b of the scope and the tokens: 16 bytes.
+
+    Args:
+        packed_tokens: token ids as they travel, little-endian uint32.
+    """
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in (scope.adapter, scope.tenant):
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(4, "little"))
         digest.update(encoded)
-    digest.update(np.asarray(prompt_token_ids, dtype="<u4").tobytes())
+    digest.update(packed_tokens)
     return digest.digest()
 
 
@@ -82,7 +85,7 @@ class KvHandleCodec:
         self._key = cluster_key
         self._identity = identity
 
-    def mint(self, handle: KvHandle, prompt_token_ids: Sequence[int], scope: KvScope) -> worker_pb2.KvHandle:
+    def mint(self, handle: KvHandle, packed_prompt: bytes, scope: KvScope) -> worker_pb2.KvHandle:
         """Signs ``handle`` for exactly the first ``handle.num_tokens`` tokens of the prompt."""
         body = worker_pb2.KvHandleBody(
             incarnation=handle.incarnation,
@@ -92,7 +95,7 @@ class KvHandleCodec:
             adapter=scope.adapter,
             tenant=scope.tenant,
             num_tokens=handle.num_tokens,
-            token_digest=token_digest(prompt_token_ids[: handle.num_tokens], scope),
+            token_digest=token_digest(packed_prompt[: handle.num_tokens * TOKEN_BYTES], scope),
             block_size_tokens=self._identity.block_size_tokens,
             tp_size=handle.tp_size,
             kv_layout=self._identity.kv_layout,
@@ -102,9 +105,7 @@ class KvHandleCodec:
         ).SerializeToString()
         return worker_pb2.KvHandle(body=body, mac=self._mac(body))
 
-    def check(
-        self, message: worker_pb2.KvHandle, prompt_token_ids: Sequence[int], scope: KvScope
-    ) -> KvHandle:
+    def check(self, message: worker_pb2.KvHandle, packed_prompt: bytes, scope: KvScope) -> KvHandle:
         """Returns the handle if it fits this worker and this prompt.
 
         Raises:
@@ -131,8 +132,9 @@ class KvHandleCodec:
                 f"KV in blocks of {body.block_size_tokens} tokens, layout {body.kv_layout}; "
                 f"this worker has {mine.block_size_tokens}, {mine.kv_layout}",
             )
-        if not 0 < body.num_tokens <= len(prompt_token_ids) or not hmac.compare_digest(
-            body.token_digest, token_digest(prompt_token_ids[: body.num_tokens], scope)
+        covered = packed_prompt[: body.num_tokens * TOKEN_BYTES]
+        if not (0 < len(covered) == body.num_tokens * TOKEN_BYTES) or not hmac.compare_digest(
+            body.token_digest, token_digest(covered, scope)
         ):
             raise KvHandleError("other_tokens", "KV of other tokens than this prompt's")
         return KvHandle(

@@ -81,7 +81,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
         if delta.finish_reason != "length":  # the answer ended with its first token
             await self._engine.release_kv([request.request_id])
             return reply
-        reply.kv_handle.CopyFrom(self._mint(message.request, request, pinned))
+        reply.kv_handle.CopyFrom(self._mint(message.request, pinned))
         return reply
 
     async def _first_delta(self, request: EngineRequest) -> EngineDelta:
@@ -100,9 +100,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
                     return delta
         raise WorkerLost("the engine ended a prefill without an answer")
 
-    def _mint(
-        self, message: worker_pb2.EngineRequest, request: EngineRequest, pinned: PinnedKv
-    ) -> worker_pb2.KvHandle:
+    def _mint(self, message: worker_pb2.EngineRequest, pinned: PinnedKv) -> worker_pb2.KvHandle:
         handle = KvHandle(
             incarnation=self._engine.info.incarnation,
             address=self._config.address,
@@ -113,7 +111,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
             connector_params=pinned.connector_params,
         )
         scope = KvScope(adapter=message.adapter, tenant=message.tenant)
-        return self._codec.mint(handle, request.prompt_token_ids, scope)
+        return self._codec.mint(handle, message.prompt_token_ids, scope)
 
     async def Release(
         self, message: worker_pb2.ReleaseRequest, context: grpc.aio.ServicerContext

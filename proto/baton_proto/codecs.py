@@ -9,6 +9,8 @@ import numpy as np
 from baton_proto import worker_pb2
 from core.types import WorkerLoad
 
+TOKEN_BYTES = 4
+
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:
     """Token ids as little-endian uint32."""

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton_proto import worker_pb2
+from baton_proto.codecs import pack_tokens
 from core.errors import KvHandleError
 from kv_transfer.handle import KvHandle, KvHandleCodec, KvIdentity, KvScope, token_digest
 
 KEY = b"k" * 32
 IDENTITY = KvIdentity(model="m", revision="r1", block_size_tokens=16, kv_layout="f32")
 SCOPE = KvScope(adapter="", tenant="t")
-PROMPT = list(range(100, 140))
+PROMPT = pack_tokens(range(100, 140))
 HANDLE = KvHandle(
     incarnation="i1",
     address="127.0.0.1:1",
@@ -43,14 +44,15 @@ def test_a_minted_handle_comes_back_as_it_was(codec: KvHandleCodec) -> None:
 
 
 def test_a_handle_covers_the_head_of_a_longer_prompt(codec: KvHandleCodec) -> None:
-    assert codec.check(codec.mint(HANDLE, PROMPT, SCOPE), [*PROMPT, 7], SCOPE).num_tokens == 40
+    assert codec.check(codec.mint(HANDLE, PROMPT, SCOPE), PROMPT + pack_tokens([7]), SCOPE).num_tokens == 40
 
 
 def test_other_tokens_are_refused(codec: KvHandleCodec) -> None:
     message = codec.mint(HANDLE, PROMPT, SCOPE)
-    assert reason_of(codec, message, [*PROMPT[:-1], 1]) == "other_tokens"
+    assert reason_of(codec, message, PROMPT[:-4] + pack_tokens([1])) == "other_tokens"
+    assert reason_of(codec, message, PROMPT[:-4]) == "other_tokens"
     assert reason_of(codec, message, PROMPT[:-1]) == "other_tokens"
-    assert reason_of(codec, message, []) == "other_tokens"
+    assert reason_of(codec, message, b"") == "other_tokens"
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,8 @@ def test_random_bytes_are_refused(body: bytes, mac: bytes) -> None:
 
 
 def test_scopes_cannot_be_glued_into_one_another() -> None:
-    one = token_digest([1], KvScope(adapter="ab", tenant="c"))
-    assert one != token_digest([1], KvScope(adapter="a", tenant="bc"))
+    one = token_digest(b"1", KvScope(adapter="ab", tenant="c"))
+    assert one != token_digest(b"1", KvScope(adapter="a", tenant="bc"))
 
 
 def test_a_short_key_is_refused() -> None:
