@@ -80,6 +80,7 @@ def run_demo(*, keep: bool) -> None:
             if keep:
                 output().print(f"serving at {cluster.url}/v1 until Ctrl-C", soft_wrap=True)
                 wait_for_signal()
+        progress("stopped; no process is left")
 
 
 def _send_samples(url: str, model: str) -> list[tuple[str, Trace]]:

@@ -72,7 +72,7 @@ def legs_table(requests: Sequence[tuple[str, Trace]], width: int) -> Table:
     table.add_column("#", justify="right")
     for leg, (letter, colour) in _LEGS.items():
         table.add_column(
-            f"{letter}\n" + leg.value.replace("_", "\n"), justify="right", header_style=f"bold {colour}"
+            leg.value.replace("_", "\n") + f"\n{letter}", justify="right", header_style=f"bold {colour}"
         )
     bar_width = min(_MAX_BAR_WIDTH, width - _LEGS_WIDTH)
     longest_s = max((sum(trace["legs_s"].values()) for _, trace in requests), default=0.0)
