@@ -6,8 +6,10 @@ discovery (https://prometheus.io/docs/prometheus/latest/http_sd/) at the router.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from core.types import Snapshot
 
@@ -43,11 +47,24 @@ class ScrapeTarget:
 
 
 def new_registry() -> CollectorRegistry:
-    """A registry with the process's own CPU, memory and file metrics in it."""
+    """A registry with the process's own CPU, memory and file metrics in it, and its event loop's tasks."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
+    with contextlib.suppress(RuntimeError):  # no event loop runs here
+        registry.register(_TaskCollector(asyncio.get_running_loop()))
     return registry
+
+
+class _TaskCollector(Collector):
+    """Counts the tasks of an event loop: one that leaks them shows it here first."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        num_tasks = len(asyncio.all_tasks(self._loop))
+        yield GaugeMetricFamily("python_asyncio_tasks", "Tasks of the process's event loop.", num_tasks)
 
 
 def start_exporter(host: str, registry: CollectorRegistry, port: int = 0) -> MetricsEndpoint:

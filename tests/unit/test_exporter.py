@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import urllib.error
 import urllib.request
 
@@ -23,6 +24,18 @@ def test_an_endpoint_serves_its_registry_until_it_is_stopped() -> None:
     stop()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://{address}/metrics", timeout=5)
+
+
+async def test_a_process_counts_the_tasks_of_its_event_loop() -> None:
+    registry = new_registry()
+    before = registry.get_sample_value("python_asyncio_tasks")
+    task = asyncio.create_task(asyncio.sleep(60))
+    assert registry.get_sample_value("python_asyncio_tasks") == before + 1
+    task.cancel()
+
+
+def test_a_process_without_an_event_loop_counts_no_tasks() -> None:
+    assert new_registry().get_sample_value("python_asyncio_tasks") is None
 
 
 def test_two_endpoints_get_two_ports_and_a_taken_one_is_an_error() -> None:
