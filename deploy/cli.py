@@ -25,15 +25,12 @@ class _Commands(TyperGroup):
     """One message for each error, instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        from deploy.cli_output import error_text, exit_code, print_error, verbose
+        from deploy.cli_output import report
 
         try:
             return super().invoke(ctx)
         except BatonError as error:
-            if verbose():
-                raise
-            print_error(error_text(error))
-            raise typer.Exit(exit_code(error)) from error
+            raise typer.Exit(report(error)) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
 
@@ -264,13 +261,9 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from deploy.cli_output import error_text, exit_code, print_error, verbose
+        from deploy.cli_output import report
 
-        if verbose():
-            raise
-        error.add_note("BATON_LOG_LEVEL=DEBUG shows where it happened")
-        print_error(f"{type(error).__name__}: {error_text(error)}")
-        sys.exit(exit_code(error))
+        sys.exit(report(error))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import Progress as LiveProgress
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from core.errors import ConfigError
+from core.errors import BatonError, ConfigError
 from deploy.progress import Progress
+from deploy.ray_errors import essence
 
 _PLAIN_WIDTH = 120
 """Columns where nobody says how wide the output is: a pipe or a file."""
@@ -35,25 +36,35 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
-def print_error(message: str) -> None:
+def report(error: Exception) -> int:
+    """Prints an error as one message.
+
+    Returns:
+        The exit status that goes with it: 2 if the user has to change the configuration or the command
+        line, else 1.
+
+    Raises:
+        Exception: the error itself, if the user wants tracebacks.
+    """
+    if os.environ.get("BATON_LOG_LEVEL", "").upper() == "DEBUG":
+        raise error
     console = messages()
     console.print("error: ", style="bold red", end="")
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(error_text(error), markup=False, soft_wrap=True)
+    return exit_code(error)
 
 
 def error_text(error: Exception) -> str:
-    """The error and its notes."""
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+    """The error and its notes; of an unexpected one, its essence and how to see more."""
+    notes = getattr(error, "__notes__", [])
+    if isinstance(error, BatonError):
+        return "\n".join([str(error), *notes])
+    what = essence(f"{type(error).__name__}: {error}")
+    return "\n".join([what, *notes, "BATON_LOG_LEVEL=DEBUG shows where it happened"])
 
 
 def exit_code(error: Exception) -> int:
-    """2 if the user has to change the configuration or the command line, else 1."""
     return 2 if isinstance(error, ConfigError) else 1
-
-
-def verbose() -> bool:
-    """The user wants tracebacks."""
-    return os.environ.get("BATON_LOG_LEVEL", "").upper() == "DEBUG"
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from deploy import serve_app
 from deploy.config_checks import require_local_files
 from deploy.config_schema import BatonConfig
 from deploy.environment import ray_environment, serve_environment
-from deploy.ports import check_port_free
+from deploy.ports import check_answers, check_port_free
 from deploy.processes import ProcessGuard
 from deploy.progress import Progress
 from deploy.settings import CLUSTER_KEY_VARIABLE, LOOPBACK, SHUTDOWN_SLACK_S
@@ -104,7 +104,7 @@ class Cluster:
         import ray
 
         self._progress("starting Ray")
-        self._run_dir = Path(tempfile.mkdtemp(prefix="baton-"))
+        self._run_dir = Path(tempfile.mkdtemp(prefix="baton-", dir="/tmp"))
         os.environ.update(ray_environment(self._config, self._run_dir))
         os.environ.setdefault(CLUSTER_KEY_VARIABLE, secrets.token_hex(32))
         self._guard.watch()
@@ -123,6 +123,7 @@ class Cluster:
         import ray
 
         self._progress(f"joining Ray at {address}")
+        check_answers("ray.address", address)
         # A Ray job's own runtime environment is in its environment already and must not be given twice.
         serve_env = serve_environment(self._config).items()
         missing = {name: value for name, value in serve_env if os.environ.get(name) != value}

@@ -37,14 +37,17 @@ def ray_environment(config: BatonConfig, run_dir: Path) -> dict[str, str]:
     """For every Ray process of a cluster started here, before Ray starts.
 
     HAProxy's files and ports are the cluster's own: two clusters may share a machine.
+
+    Args:
+        run_dir: for HAProxy's files. HAProxy takes socket paths of up to 97 characters, and Serve puts 68
+            after this one.
     """
-    haproxy_dir = run_dir / "haproxy"
     return {
         **serve_environment(config),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy_dir / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy_dir / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy_dir),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy_dir / "server-state"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_dir / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_dir / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_dir),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_dir / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port(LOOPBACK)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port(LOOPBACK)),

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from core.errors import BatonError
-from deploy.cli_output import error_text, exit_code, phase_lines, print_error
+from deploy.cli_output import phase_lines, report
 from deploy.config import load_config
 from deploy.config_schema import BatonConfig
 from deploy.foreground import running_cluster, wait_for_signal
@@ -42,9 +41,8 @@ def main(arguments: list[str]) -> int:
         with phase_lines() as progress, running_cluster(config, progress) as cluster:
             print(f"ready: {cluster.url}/v1", flush=True)
             wait_for_signal()
-    except BatonError as error:
-        print_error(error_text(error))
-        return exit_code(error)
+    except Exception as error:
+        return report(error)
     except KeyboardInterrupt:
         return 130
     return 0

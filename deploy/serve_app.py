@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,11 +13,10 @@ from core.errors import StartupError
 from deploy.config_schema import BatonConfig
 from deploy.ports import check_port_free
 from deploy.progress import Progress
+from deploy.ray_errors import essence
 from deploy.settings import APP_NAME
 
 _POLL_S = 0.25
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)): (.*)$", re.MULTILINE)
 
 
 def start_serve(config: BatonConfig) -> bool:
@@ -29,9 +27,10 @@ def start_serve(config: BatonConfig) -> bool:
 
     Raises:
         ConfigError: something else listens on the router's port.
-        StartupError: the Ray cluster has a Baton application already.
+        StartupError: the Ray cluster has a Baton application already, or Serve does not start.
     """
     from ray import serve
+    from ray.exceptions import RayError
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     status = serve.status()
@@ -39,10 +38,13 @@ def start_serve(config: BatonConfig) -> bool:
         raise StartupError("this Ray cluster runs a Baton application already; stop that one first")
     if not status.proxies:
         check_port_free(config.router.host, config.router.port)
-    serve.start(
-        http_options={"host": config.router.host, "port": config.router.port, "request_timeout_s": None},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
+    try:
+        serve.start(
+            http_options={"host": config.router.host, "port": config.router.port, "request_timeout_s": None},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+    except (RayError, TimeoutError) as error:
+        raise StartupError(f"Ray Serve does not start: {essence(str(error))}") from error
     return not status.proxies
 
 
@@ -74,14 +76,14 @@ def wait_running(timeout_s: float, progress: Progress) -> None:
             if status.status == "RUNNING":
                 return
             if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise StartupError(f"the application does not start: {_why(status)}")
+                raise StartupError(f"the application does not start\n{_why(status)}")
             counts = [deployment.replica_states for deployment in status.deployments.values()]
             now_running = sum(states.get("RUNNING", 0) for states in counts)
             if now_running > num_running:
                 num_running = now_running
                 progress(f"{num_running} of {sum(sum(states.values()) for states in counts)} replicas run")
         if time.monotonic() > deadline_s:
-            raise StartupError(f"not ready after startup_timeout_s={timeout_s:g}: {_why(status)}")
+            raise StartupError(f"not ready after startup_timeout_s={timeout_s:g}\n{_why(status)}")
         time.sleep(_POLL_S)
 
 
@@ -126,10 +128,4 @@ def _why(status: Any) -> str:
     }
     if not messages:
         return status.message or status.status.value
-    return "; ".join(f"{name}: {_essence(message)}" for name, message in messages.items())
-
-
-def _essence(message: str) -> str:
-    """The error at the end of a traceback that came through Ray, or the whole message if it is none."""
-    errors = _ERROR_LINE.findall(_ANSI.sub("", message))
-    return f"{errors[-1][0]}: {errors[-1][1]}" if errors else message
+    return "\n".join(f"{name}: {essence(message)}" for name, message in messages.items())
