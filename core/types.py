@@ -38,6 +38,7 @@ class WorkerReport:
     """New for every engine start; a KV handle of another incarnation is stale."""
     model: str
     revision: str
+    """Identity of the weights and of all else that answers depend on."""
     shape: str
     allowed_roles: frozenset[Role]
     role: Role

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 
 from baton_proto import worker_pb2, worker_pb2_grpc
@@ -21,6 +23,7 @@ class LeaseKeeper:
         self._clock = clock
         self._anchors = ClockAnchors()
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def deadline_s(self, handle: KvHandle) -> float:
         """Until when the handle's blocks may be trusted, on this node's clock.
@@ -68,24 +71,25 @@ class LeaseKeeper:
                 timeout=_CALL_TIMEOUT_S,
             )
         except grpc.aio.AioRpcError as error:
-            await self.forget(address)
             raise KvHandleError("peer_unreachable", f"prefill worker {address}: {error.code()}") from error
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise KvHandleError("peer_unreachable", f"prefill worker {address} left the cluster") from None
         if reply.incarnation != incarnation:
             raise KvHandleError("stale", f"prefill worker {address} has been restarted")
         anchor = ClockAnchor(sent_at_s, reply.now_s)
         self._anchors.set(incarnation, anchor)
         return anchor, reply
 
-    async def forget(self, address: str) -> None:
-        """Drops the channel to a peer that is gone."""
-        channel = self._channels.pop(address, None)
-        if channel is not None:
-            await channel.close()
-
-    async def keep_only(self, addresses: set[str]) -> None:
-        """Drops channels to peers that left the cluster."""
+    def keep_only(self, addresses: set[str]) -> None:
+        """Drops channels to peers that left the cluster, once the calls on them have had their time."""
         for address in set(self._channels) - addresses:
-            await self.forget(address)
+            closing = asyncio.create_task(self._channels.pop(address).close(grace=_CALL_TIMEOUT_S))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        await self.keep_only(set())
+        self.keep_only(set())
+        await asyncio.gather(*self._closing)

@@ -97,12 +97,13 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         self, message: worker_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.GenerateReply:
         request_id = message.request.request_id
-        self._reservations.release(request_id)
+        reserved = self._reservations.release(request_id)
         outbox = self._outboxes.get(message.router_id)
         if outbox is None or outbox.closed:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "attach first")
         try:
-            self._gate.check()
+            if not reserved:  # a promise is kept, also by a worker that has begun to drain
+                self._gate.check()
         except RequestRefused as refusal:
             self._metrics.refused(Role.DECODE, type(refusal).__name__.lower())
             return worker_pb2.GenerateReply(refused=str(refusal))
@@ -117,10 +118,15 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         """Answers when the engine has dropped the requests: their KV may be freed at its source then."""
         tasks = [self._tasks[key] for key in message.request_ids if key in self._tasks]
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():
+                task.cancel()
         for request_id in message.request_ids:
             self._reservations.release(request_id)
         await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._engine.settle()
+        except WorkerLost as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return worker_pb2.AbortReply()
 
     def _ended(self, outbox: Outbox, request_id: str) -> None:
@@ -130,9 +136,9 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
     async def _run(self, message: worker_pb2.GenerateRequest, outbox: Outbox) -> None:
         request_id = message.request.request_id
         try:
-            with self._gate.enter():
+            with self._gate.hold():
                 await self._generate(message, outbox)
-        except (RequestRefused, WorkerLost) as error:
+        except WorkerLost as error:
             outbox.push(_failure(request_id, worker_pb2.Failure.TRY_ELSEWHERE, error))
         except ValueError as error:
             outbox.push(_failure(request_id, worker_pb2.Failure.INVALID_REQUEST, error))
@@ -162,10 +168,6 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
                         renewal = None
                     self._count(request, delta, pulling=handle is not None)
                     outbox.push(self._message(request, delta, report))
-        except asyncio.CancelledError:
-            if handle is not None:  # whoever cancelled may free the blocks this engine could be reading
-                await asyncio.shield(self._engine.settle())
-            raise
         finally:
             if renewal is not None:
                 renewal.cancel()
@@ -186,10 +188,10 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
             await asyncio.sleep(self._lease_s * _RENEW_SHARE)
             try:
                 deadline_s = await self._leases.renew(handle)
-            except KvHandleError as error:
-                logger.warning("lease not renewed", extra=fields(request_id=request_id, reason=error.reason))
+                await self._engine.extend_kv_deadline(request_id, deadline_s)
+            except (KvHandleError, WorkerLost) as error:
+                logger.warning("lease not renewed", extra=fields(request_id=request_id, reason=str(error)))
                 return
-            await self._engine.extend_kv_deadline(request_id, deadline_s)
 
     def _count(self, request: EngineRequest, delta: EngineDelta, *, pulling: bool) -> None:
         self._metrics.tokens_sampled(len(delta.token_ids))

@@ -39,10 +39,13 @@ class Reservations:
         self._promised[request_id] = (num_tokens, self._clock.now_s())
         self._num_promised_tokens += num_tokens
 
-    def release(self, request_id: str) -> None:
-        """Ends a promise; unknown ids are none."""
-        num_tokens, _ = self._promised.pop(request_id, (0, 0.0))
+    def release(self, request_id: str) -> bool:
+        """Ends a promise; False if there was none."""
+        if request_id not in self._promised:
+            return False
+        num_tokens, _ = self._promised.pop(request_id)
         self._num_promised_tokens -= num_tokens
+        return True
 
     def _forget_old(self) -> None:
         too_old_s = self._clock.now_s() - self._ttl_s

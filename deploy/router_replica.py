@@ -107,27 +107,35 @@ class RouterReplica:
         return self._view.snapshot
 
     async def _watch_cluster(self) -> None:
+        """Never ends by itself: a router without a watch would go on with an old view for ever."""
         while True:
-            known = self._view.snapshot
             try:
-                snapshot = await asyncio.wait_for(
-                    self._registry.snapshot.remote(
-                        self._router_id,
-                        self._exporter.address,
-                        (known.incarnation, known.epoch) if known else None,
-                        _LONG_POLL_S,
-                    ),
-                    5 * _LONG_POLL_S,
-                )
-            except Exception as error:
-                logger.warning("no snapshot from the registry", extra=fields(error=repr(error)))
-                snapshot = None
-            if snapshot is None:
-                if known is None:
-                    snapshot = await self._ask_a_peer()
+                await self._look_once()
+            except Exception:
+                logger.exception("the cluster watch stumbled")
                 await asyncio.sleep(_RETRY_S)
-            if snapshot is not None:
-                await self._take(snapshot)
+
+    async def _look_once(self) -> None:
+        known = self._view.snapshot
+        try:
+            snapshot = await asyncio.wait_for(
+                self._registry.snapshot.remote(
+                    self._router_id,
+                    self._exporter.address,
+                    (known.incarnation, known.epoch) if known else None,
+                    _LONG_POLL_S,
+                ),
+                5 * _LONG_POLL_S,
+            )
+        except Exception as error:
+            logger.warning("no snapshot from the registry", extra=fields(error=repr(error)))
+            snapshot = None
+        if snapshot is None:
+            if known is None:
+                snapshot = await self._ask_a_peer()
+            await asyncio.sleep(_RETRY_S)
+        if snapshot is not None:
+            await self._take(snapshot)
 
     async def _take(self, snapshot: Snapshot) -> None:
         self._metrics.snapshot_received(snapshot)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,10 @@ ROUTER_NAME = "Router"
 CONNECTOR_CLASS = "BatonConnector"
 CONNECTOR_MODULE = "kv_transfer.connector"
 WORKER_EXTENSION = "kv_transfer.worker_extension.BatonWorkerExtension"
+_WEIGHT_ARGS = (
+    *("dtype", "quantization", "hf_overrides", "load_format", "model_loader_extra_config", "model_impl"),
+    *("kv_cache_dtype", "logits_processors", "override_generation_config", "generation_config"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +34,8 @@ class WorkerSettings:
     model: str
     model_path: str
     revision: str | None
+    weights_id: str
+    """What the answers depend on: workers that differ in it never share a request or its KV."""
     adapters: Mapping[str, str]
     shape: str
     allowed_roles: frozenset[Role]
@@ -73,6 +81,7 @@ def worker_settings(
         model=model.name,
         model_path=model.path,
         revision=model.revision,
+        weights_id=_weights_id(model, shape),
         adapters={adapter.name: adapter.path for adapter in model.adapters},
         shape=shape.name,
         allowed_roles=frozenset(shape.roles),
@@ -114,6 +123,17 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
         startup_timeout_s=config.startup_timeout_s,
         bind_host=bind_host(config),
     )
+
+
+def _weights_id(model: ModelConfig, shape: ShapeConfig) -> str:
+    """Digest of model path, revision, adapters and the engine arguments that change what is computed."""
+    facts = {
+        "path": model.path,
+        "revision": model.revision,
+        "adapters": {adapter.name: adapter.path for adapter in model.adapters},
+        "engine_args": {name: shape.engine_args[name] for name in _WEIGHT_ARGS if name in shape.engine_args},
+    }
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def bind_host(config: BatonConfig) -> str | None:

@@ -15,7 +15,7 @@ from ray import serve
 
 from baton_proto import worker_pb2, worker_pb2_grpc
 from core.clock import MonotonicClock
-from core.errors import KvHandleError, StartupError
+from core.errors import KvHandleError, StartupError, WorkerLost
 from core.types import DesiredState, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.leg import DecodeLeg
@@ -33,6 +33,8 @@ from telemetry.worker_metrics import WorkerMetrics
 logger = logging.getLogger(__name__)
 
 _ENGINE_WATCH_S = 0.25
+_PULL_WATCH_S = 0.05
+_MIN_CALL_S = 1.0
 _QUEUE_FACTOR = 4
 """A worker holds at most this many times the engine's batch, queued requests included."""
 _GRPC_OPTIONS = (
@@ -62,6 +64,7 @@ class WorkerReplica:
         self._role = min(settings.allowed_roles)
         self._role_assigned = False
         self._met_peers: set[str] = set()
+        self._meeting: asyncio.Task[None] | None = None
         configure_logging(self._worker_id)
         self._engine, peer = await start_engine(settings, self._host)
         self._gate = Gate(_QUEUE_FACTOR * self._engine.info.max_num_seqs)
@@ -92,7 +95,7 @@ class WorkerReplica:
             settings.cluster_key,
             KvIdentity(
                 model=settings.model,
-                revision=settings.revision or "",
+                revision=settings.weights_id,
                 block_size_tokens=info.block_size_tokens,
                 kv_layout=info.kv_layout,
             ),
@@ -139,7 +142,7 @@ class WorkerReplica:
         while True:
             try:
                 desired = await asyncio.wait_for(
-                    self._registry.heartbeat.remote(self._report()), 5 * period_s
+                    self._registry.heartbeat.remote(self._report()), max(period_s, _MIN_CALL_S)
                 )
                 await self._apply(desired)
             except Exception as error:
@@ -153,7 +156,7 @@ class WorkerReplica:
             worker_id=self._worker_id,
             incarnation=info.incarnation,
             model=settings.model,
-            revision=settings.revision or "",
+            revision=settings.weights_id,
             shape=settings.shape,
             allowed_roles=settings.allowed_roles,
             role=self._role,
@@ -174,11 +177,12 @@ class WorkerReplica:
             self._role, self._role_assigned = desired.role, True
             self._metrics.set_role(self._role)
             await self._registry.heartbeat.remote(self._report())
-        await self._meet(desired)
+        if self._meeting is None or self._meeting.done():  # never in the heartbeat's way
+            self._meeting = asyncio.create_task(self._meet(desired), name="meet peers")
 
     async def _meet(self, desired: DesiredState) -> None:
         """Connects to new peers, so that the first handoff does not wait for it."""
-        await self._leases.keep_only({peer.address for peer in desired.peers})
+        self._leases.keep_only({peer.address for peer in desired.peers})
         known = {peer.incarnation for peer in desired.peers}
         self._met_peers &= known
         for peer in desired.peers:
@@ -188,8 +192,8 @@ class WorkerReplica:
                 kv_peer = await self._leases.meet(peer.address, peer.incarnation)
                 await self._engine.connect_kv(kv_peer.as_params())
                 self._met_peers.add(peer.incarnation)
-            except KvHandleError as error:
-                logger.info("peer not met yet", extra=fields(peer=peer.address, reason=error.reason))
+            except (KvHandleError, WorkerLost) as error:
+                logger.info("peer not met yet", extra=fields(peer=peer.address, error=str(error)))
 
     # End.
 
@@ -210,6 +214,8 @@ class WorkerReplica:
         """
         if self._engine.dead:
             raise RuntimeError("the engine died")
+        if self._tasks[0].done():
+            raise RuntimeError("the heartbeat ended")
 
     async def _leave(self) -> None:
         try:
@@ -218,6 +224,12 @@ class WorkerReplica:
             )
         except Exception as error:
             logger.info("left without a word", extra=fields(error=repr(error)))
+
+    async def _wait_for_pulls(self) -> None:
+        """Prompts prefilled here are still being pulled, for at most their lease."""
+        give_up_at_s = time.monotonic() + self._settings.lease_s
+        while self._engine.load().num_pinned and time.monotonic() < give_up_at_s:  # noqa: ASYNC110
+            await asyncio.sleep(_PULL_WATCH_S)
 
     async def __del__(self) -> None:
         """Ray Serve's shutdown hook: finish what is here, take nothing new, go."""
@@ -232,8 +244,10 @@ class WorkerReplica:
                 logger.info("draining unannounced", extra=fields(error=repr(error)))
             if not await self._gate.drain(self._settings.drain_timeout_s):
                 logger.warning("drain timed out", extra=fields(requests=self._gate.num_inside))
-        for task in self._tasks:
-            task.cancel()
+            await self._wait_for_pulls()
+        for task in (*self._tasks, self._meeting):
+            if task is not None:
+                task.cancel()
         await self._leave()
         await self._server.stop(grace=1.0)
         await self._leases.close()

@@ -42,6 +42,12 @@ class Gate:
     def enter(self) -> Iterator[None]:
         """Holds one place; raises as :meth:`check` does."""
         self.check()
+        with self.hold():
+            yield
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Holds one place for a request that was let in before."""
         self._num_inside += 1
         self._idle.clear()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +54,7 @@ def encode_options(
     """Empty when there is nothing but defaults."""
     options: dict[str, Any] = {}
     if lora is not None:
-        options["lora"] = [lora.lora_name, lora.lora_int_id, lora.lora_path]
+        options["lora"] = [lora.lora_name, _adapter_id(lora), lora.lora_path]
     if cache_salt:
         options["cache_salt"] = cache_salt
     if reasoning_ended is not None:
@@ -61,6 +62,12 @@ def encode_options(
     if reasoning_parser_kwargs:
         options["reasoning_parser_kwargs"] = reasoning_parser_kwargs
     return _params_encoder.encode(options) if options else b""
+
+
+def _adapter_id(lora: LoRARequest) -> int:
+    """The same on every router and after every update: engines tell adapters apart by this number alone."""
+    digest = hashlib.blake2b(f"{lora.lora_name}\0{lora.lora_path}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") & 0x7FFFFFFF or 1
 
 
 class RequestDecoder:

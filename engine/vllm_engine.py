@@ -17,6 +17,8 @@ from core.types import WorkerLoad
 from engine.base import EngineDelta, EngineInfo, EngineRequest, KvParams
 from engine.vllm_args import engine_arguments
 
+_CALL_TIMEOUT_S = 10.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmEngineSpec:
@@ -130,14 +132,14 @@ class VllmEngine:
             self._waiting_prompts.pop(request.request_id, None)
 
     async def release_kv(self, request_ids: Sequence[str]) -> None:
-        await self._llm.collective_rpc("baton_release_kv", args=(list(request_ids),))
+        await self._call("baton_release_kv", list(request_ids))
 
     async def settle(self) -> None:
         # Aborts and calls reach the engine process through one queue, in order.
-        await self._llm.collective_rpc("baton_settle")
+        await self._call("baton_settle")
 
     async def renew_kv(self, engine_request_ids: Sequence[str], lease_s: float) -> Mapping[str, float]:
-        by_rank = await self._llm.collective_rpc("baton_renew_kv", args=(list(engine_request_ids), lease_s))
+        by_rank = await self._call("baton_renew_kv", list(engine_request_ids), lease_s)
         return {
             request_id: min(ends[request_id] for ends in by_rank)
             for request_id in engine_request_ids
@@ -145,10 +147,17 @@ class VllmEngine:
         }
 
     async def extend_kv_deadline(self, request_id: str, deadline_s: float) -> None:
-        await self._llm.collective_rpc("baton_extend_kv_deadline", args=(request_id, deadline_s))
+        await self._call("baton_extend_kv_deadline", request_id, deadline_s)
 
     async def connect_kv(self, peer: KvParams) -> None:
-        await self._llm.collective_rpc("baton_connect_kv", args=(peer,))
+        await self._call("baton_connect_kv", peer)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        """Calls our extension in the engine's processes; an engine that died answers nothing."""
+        try:
+            return await asyncio.wait_for(self._llm.collective_rpc(method, args=args), _CALL_TIMEOUT_S)
+        except Exception as error:
+            raise WorkerLost(f"the engine did not answer {method}: {error!r}") from error
 
     async def shutdown(self, timeout_s: float) -> None:
         await asyncio.get_running_loop().run_in_executor(self._starter, self._llm.shutdown, timeout_s)

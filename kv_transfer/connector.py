@@ -59,6 +59,7 @@ logger = init_logger(__name__)
 _PULLS = "baton_pulls"
 _PR_SET_PDEATHSIG = 1
 _REMEMBER_RELEASED_S = 30.0
+_MAX_REPORTS = 4096
 
 
 def die_with_parent() -> None:
@@ -144,6 +145,8 @@ class BatonConnectorScheduler(NixlPullConnectorScheduler):
                 pull_s=max(known.pull_s, report.pull_s),
             )
         self._reports[request_id] = report
+        if len(self._reports) > _MAX_REPORTS:  # of requests that were aborted while they pulled
+            del self._reports[next(iter(self._reports))]
 
     def request_finished(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         delay_free, params = super().request_finished(request, block_ids)
@@ -217,7 +220,28 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
             if meta is not None and self._is_late(req_id, meta):
                 failed.add(req_id)
                 self._failure_reasons[req_id] = "lease_over"
+        self._give_up_late_transfers(transfers, done, failed)
         return done, failed
+
+    def _give_up_late_transfers(
+        self, transfers: dict[str, list[Any]], done: set[str], failed: set[str]
+    ) -> None:
+        """A read that outlives its lease has no use; its blocks stay held until NIXL lets go of it."""
+        for req_id in list(transfers):
+            meta = self._recving_metadata.get(req_id)
+            if meta is None or not self._is_late(req_id, meta):
+                continue
+            self._failure_reasons[req_id] = "lease_over"
+            kept = [
+                handle
+                for handle in transfers[req_id]
+                if not self._handle_failed_transfer(req_id, handle, failed, record_failed_transfer=False)
+            ]
+            if kept:
+                transfers[req_id] = kept
+            else:
+                del transfers[req_id]
+                done.add(req_id)
 
     def extend_deadline(self, request_id: str, deadline_s: float) -> None:
         """A renewed lease: trust these blocks until then, on this node's monotonic clock."""

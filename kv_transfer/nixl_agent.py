@@ -6,12 +6,16 @@ that polls every few milliseconds instead; what it finds waits for the connector
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections import defaultdict
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 _POLL_INTERVAL_S = 0.005
+_RETRY_S = 0.5
 
 
 class CountingAgent:
@@ -55,8 +59,12 @@ class PolledAgent(CountingAgent):
 
     def _poll(self) -> None:
         while not self._stop.wait(_POLL_INTERVAL_S):
-            with self._lock:
-                self._collect()
+            try:
+                with self._lock:
+                    self._collect()
+            except Exception:  # without this thread every pull from an idle engine would hang
+                logger.exception("NIXL notifications could not be read")
+                self._stop.wait(_RETRY_S)
 
     def _collect(self) -> None:
         for agent_name, messages in self._agent.get_new_notifs().items():

@@ -78,7 +78,9 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
         pinned = pinned_kv(delta.kv_params) if message.keep_kv else None
         if pinned is None:
             return reply
-        if delta.finish_reason != "length":  # the answer ended with its first token
+        # For some models vLLM leaves the prompt's last tokens to the decode worker.
+        reply.first_token_void = pinned.num_tokens < len(request.prompt_token_ids)
+        if delta.finish_reason != "length" and not reply.first_token_void:  # the answer is one token long
             await self._engine.release_kv([request.request_id])
             return reply
         reply.kv_handle.CopyFrom(self._mint(message.request, pinned))
@@ -116,15 +118,22 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
     async def Release(
         self, message: worker_pb2.ReleaseRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.ReleaseReply:
-        await self._engine.release_kv(list(message.request_ids))
+        try:
+            await self._engine.release_kv(list(message.request_ids))
+        except WorkerLost as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return worker_pb2.ReleaseReply()
 
     async def RenewLeases(
         self, message: worker_pb2.RenewLeasesRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.RenewLeasesReply:
+        engine_request_ids = list(message.engine_request_ids)
         expires_at_s: Mapping[str, float] = {}
-        if message.engine_request_ids:
-            expires_at_s = await self._engine.renew_kv(list(message.engine_request_ids), self._config.lease_s)
+        try:
+            if engine_request_ids:
+                expires_at_s = await self._engine.renew_kv(engine_request_ids, self._config.lease_s)
+        except WorkerLost as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return worker_pb2.RenewLeasesReply(
             now_s=time.monotonic(),
             expires_at_s=expires_at_s,

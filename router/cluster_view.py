@@ -26,11 +26,26 @@ class Member:
 
     def __init__(self, report: WorkerReport, make_link: MakeLink) -> None:
         self.report = report
+        self.listed = True
+        """False once a snapshot came without it: offered nothing new, but what runs there goes on."""
         self.load = report.load
         self._sent = _Sent()
+        self._heard = False
         self.link = make_link(report, self.on_load)
 
     def on_load(self, load: WorkerLoad) -> None:
+        """The worker said its load itself, along with an answer."""
+        self._heard = True
+        self._set_load(load)
+
+    def on_report(self, report: WorkerReport) -> None:
+        """A snapshot's report; its load is older than what the worker has said since the one before."""
+        self.report, self.listed = report, True
+        if not self._heard:
+            self._set_load(report.load)
+        self._heard = False
+
+    def _set_load(self, load: WorkerLoad) -> None:
         self.load = load
         self._sent = _Sent()
 
@@ -44,6 +59,7 @@ class Member:
         report, load, sent = self.report, self.load, self._sent
         return Candidate(
             worker_id=report.worker_id,
+            revision=report.revision,
             role=report.role,
             num_requests=load.num_running + load.num_waiting + sent.num_requests,
             waiting_prefill_tokens=load.waiting_prefill_tokens + sent.prefill_tokens,
@@ -71,19 +87,22 @@ class ClusterView:
             return []
         self.snapshot = snapshot
         reports = {report.worker_id: report for report in snapshot.workers}
-        gone = [
-            worker_id
-            for worker_id, member in self._members.items()
-            if worker_id not in reports or reports[worker_id].incarnation != member.report.incarnation
-        ]
-        closed = [self._members.pop(worker_id).link for worker_id in gone]
-        for worker_id, report in reports.items():
-            member = self._members.get(worker_id)
-            if member is None:
-                self._members[worker_id] = Member(report, self._make_link)
+        closed = []
+        for worker_id, member in list(self._members.items()):
+            report = reports.get(worker_id)
+            if report is None:
+                # A registry that has just started, or missed heartbeats, says nothing of the streams.
+                member.listed = False
+                restarted = False
             else:
-                member.report = report
-                member.on_load(report.load)
+                restarted = report.incarnation != member.report.incarnation
+            if restarted or not (member.listed or (member.link.up and not member.link.idle)):
+                closed.append(self._members.pop(worker_id).link)
+        for worker_id, report in reports.items():
+            if worker_id in self._members:
+                self._members[worker_id].on_report(report)
+            else:
+                self._members[worker_id] = Member(report, self._make_link)
         return closed
 
     def member(self, worker_id: str) -> Member | None:
@@ -92,12 +111,18 @@ class ClusterView:
     def members(self) -> Sequence[Member]:
         return list(self._members.values())
 
-    def candidates(self, model: str) -> list[Candidate]:
-        """Workers of ``model`` that can be sent a request now."""
+    def candidates(self, model: str, revision: str | None = None) -> list[Candidate]:
+        """Workers of ``model`` that can be sent a request now.
+
+        Args:
+            revision: only workers with these weights; None for any.
+        """
         return [
             member.candidate()
             for member in self._members.values()
             if member.report.model == model
+            and revision in (None, member.report.revision)
+            and member.listed
             and member.report.role_assigned
             and not member.report.draining
             and member.link.up

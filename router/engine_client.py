@@ -206,6 +206,8 @@ class RelayEngineClient(EnginelessClient):
         except asyncio.CancelledError:
             tracked.end("completed" if tracked.stopped else "cancelled")
             if not tracked.stopped:
+                # Whoever still waits for an answer must not wait for ever.
+                self._fail(core_id, WorkerLost("the request was cancelled"), queue)
                 raise
         except (WorkerLost, NoWorkerAvailable) as error:
             tracked.end("failed")

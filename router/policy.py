@@ -16,6 +16,8 @@ class Candidate:
 
     worker_id: str
     role: Role
+    revision: str = ""
+    """Which weights it runs; workers of unlike revisions never share a request."""
     num_requests: int
     """Running and waiting."""
     waiting_prefill_tokens: int
@@ -42,6 +44,15 @@ class LoadBalancingPolicy:
 
     def __init__(self, random_seed: int | None = None) -> None:
         self._random = random.Random(random_seed)
+
+    def choose_revision(self, candidates: Sequence[Candidate]) -> str | None:
+        """Picks the weights for a request: during an update, in proportion to the workers that decode.
+
+        Returns:
+            None if there are no candidates.
+        """
+        usable = [c for c in candidates if c.role is Role.DECODE] or candidates
+        return self._random.choice(usable).revision if usable else None
 
     def choose(
         self, candidates: Sequence[Candidate], prompt_tokens: int, excluded: Iterable[str] = ()

@@ -40,6 +40,8 @@ from telemetry.logs import fields
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3
+_RESERVE_SLACK_S = 0.05
+"""How long a finished first token waits for the decode worker's promise before it goes the safe way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +97,12 @@ class _Lap:
         self._request = request
         self._trace = trace
         self._emit = emit
+        self._revision: str | None = None
         self._handoff: Handoff | None = None
+        self._asked_at: Member | None = None
+        """Where KV room was asked for; whether it was promised or not, it is given back."""
         self._reserved_at: Member | None = None
+        """Where KV room was promised."""
         self._finished = False
 
     async def run(self) -> None:
@@ -113,8 +119,8 @@ class _Lap:
         background, handoff = self._relay.background, self._handoff
         if handoff is not None and not handoff.taken:
             background.start(handoff.release())
-        if self._reserved_at is not None:
-            background.start(self._reserved_at.link.abort(self._decode_id(0)))
+        if self._asked_at is not None:
+            background.start(self._asked_at.link.abort(self._decode_id(0)))
 
     # Prefill.
 
@@ -159,7 +165,7 @@ class _Lap:
         leg = early_prefill_leg(request.params) if early else kv_only_prefill_leg()
         member = self._member(prefill_id)
         reserving = None
-        if early and self._reserved_at is None:
+        if early and self._asked_at is None:
             reserving = asyncio.create_task(self._reserve(self._member(decode_id)))
         try:
             reply = await self._prefill(member, attempt, leg, keep_kv=True)
@@ -172,16 +178,18 @@ class _Lap:
                     cached_tokens=delta.num_cached_tokens or 0,
                     cache_creation_tokens=delta.num_cache_creation_tokens or 0,
                 )
+            early = early and not reply.first_token_void
             if early and delta.finish_reason != "length":  # the answer is one token long
                 self._finished = True
                 self._emit(delta)
                 return
             if reserving is not None:
-                await reserving
+                await asyncio.wait((reserving,), timeout=_RESERVE_SLACK_S)
         finally:
             if reserving is not None:
                 reserving.cancel()
-        if early and self._handoff is not None and self._reserved_at is not None:
+        promised = self._reserved_at is not None and self._reserved_at is self._decode_worker()
+        if early and self._handoff is not None and promised:
             self._handoff.first_token = delta
             self._emit(
                 EngineDelta(
@@ -213,10 +221,9 @@ class _Lap:
         return reply
 
     async def _reserve(self, member: Member) -> None:
-        """Notes the worker before asking, so that a promise on its way is given back too."""
-        self._reserved_at = member
-        if not await member.link.reserve(self._decode_id(0), len(self._request.prompt_token_ids) + 1):
-            self._reserved_at = None
+        self._asked_at = member
+        if await member.link.reserve(self._decode_id(0), len(self._request.prompt_token_ids) + 1):
+            self._reserved_at = member
 
     # Decode.
 
@@ -238,8 +245,8 @@ class _Lap:
             if handoff is not None and not handoff.taken:
                 handoff.taken, pulled_from = True, handoff
                 message.kv_handle.CopyFrom(handoff.kv_handle)
-            if member is self._reserved_at and not tried:
-                self._reserved_at = None  # the leg uses it up
+            if member is self._asked_at and not tried:
+                self._asked_at = None  # the leg uses the promise up
             attempt = DecodeAttempt(
                 request,
                 self._trace,
@@ -261,7 +268,7 @@ class _Lap:
 
     def _decode_member(self, tried: list[str]) -> Member:
         """The worker chosen with the prefill worker, or another one."""
-        member = self._relay.view.member(self._trace.decode_worker)
+        member = self._decode_worker()
         if member is None or self._trace.decode_worker in tried:
             decision = self._relay.policy.choose(
                 self._candidates(), len(self._request.prompt_token_ids), tried
@@ -273,7 +280,14 @@ class _Lap:
     # Shared.
 
     def _candidates(self) -> list[Candidate]:
-        return self._relay.view.candidates(self._request.model)
+        """Workers with the same weights as those this request has been sent to before."""
+        view, model = self._relay.view, self._request.model
+        if self._revision is None:
+            self._revision = self._relay.policy.choose_revision(view.candidates(model))
+        return view.candidates(model, self._revision)
+
+    def _decode_worker(self) -> Member | None:
+        return self._relay.view.member(self._trace.decode_worker)
 
     def _prefill_id(self, attempt: int) -> str:
         return f"{self._request.request_id}.p{attempt}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
@@ -52,6 +53,7 @@ class WorkerLink:
         self._decode = worker_pb2_grpc.DecodeLegStub(self._channel)
         self._sinks: dict[str, Sink] = {}
         self._attached = asyncio.Event()
+        self._closed = False
         self._reader = asyncio.create_task(self._read_frames(), name=f"frames from {address}")
 
     @property
@@ -77,8 +79,10 @@ class WorkerLink:
             WorkerLost: the worker died, or did not answer within ``timeout_s``.
         """
         try:
-            reply = await self._prefill.Prefill(
-                worker_pb2.PrefillRequest(request=request, keep_kv=keep_kv), timeout=timeout_s
+            reply = await self._call(
+                self._prefill.Prefill,
+                worker_pb2.PrefillRequest(request=request, keep_kv=keep_kv),
+                timeout_s,
             )
         except grpc.aio.AioRpcError as error:
             raise _translate(error, self.address) from error
@@ -90,22 +94,20 @@ class WorkerLink:
     async def release(self, request_ids: list[str]) -> None:
         """Frees pinned KV that nobody will pull; a dead worker has none."""
         try:
-            await self._prefill.Release(
-                worker_pb2.ReleaseRequest(request_ids=request_ids), timeout=_CALL_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            logger.info("KV left to its lease", extra=fields(worker=self.address, code=error.code().name))
+            await self._call(self._prefill.Release, worker_pb2.ReleaseRequest(request_ids=request_ids))
+        except (grpc.aio.AioRpcError, WorkerLost) as error:
+            logger.info("KV left to its lease", extra=fields(worker=self.address, error=repr(error)))
 
     async def reserve(self, request_id: str, num_tokens: int) -> bool:
         """Whether the worker keeps KV room for the sequence."""
         try:
-            reply = await self._decode.Reserve(
+            reply = await self._call(
+                self._decode.Reserve,
                 worker_pb2.ReserveRequest(
                     router_id=self._router_id, request_id=request_id, num_tokens=num_tokens
                 ),
-                timeout=_CALL_TIMEOUT_S,
             )
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, WorkerLost):
             return False
         self._on_load(load_from_proto(reply.load))
         return not reply.refused
@@ -123,10 +125,13 @@ class WorkerLink:
             raise WorkerLost(f"worker {self.address} is not attached")
         self._sinks[request_id] = sink
         try:
-            reply = await self._decode.Generate(message, timeout=_CALL_TIMEOUT_S)
+            reply = await self._call(self._decode.Generate, message)
         except grpc.aio.AioRpcError as error:
             self.forget(request_id)
             raise _translate(error, self.address) from error
+        except WorkerLost:
+            self.forget(request_id)
+            raise
         if reply.refused:
             self.forget(request_id)
             raise Overloaded(reply.refused)
@@ -135,22 +140,42 @@ class WorkerLink:
         """Ends a decode leg; True once the worker's engine has dropped it."""
         self.forget(request_id)
         try:
-            await self._decode.Abort(
+            await self._call(
+                self._decode.Abort,
                 worker_pb2.AbortRequest(router_id=self._router_id, request_ids=[request_id]),
-                timeout=_CALL_TIMEOUT_S,
             )
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, WorkerLost):
             return False  # the broken stream aborts it
         return True
 
     def forget(self, request_id: str) -> None:
         self._sinks.pop(request_id, None)
 
+    @property
+    def idle(self) -> bool:
+        """True while no decode leg runs over this link."""
+        return not self._sinks
+
     async def close(self) -> None:
+        """Ends everything that runs over the link with WorkerLost."""
+        self._closed = True
+        self._attached.clear()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         self._lose_all("the worker left the cluster")
         await self._channel.close()
+
+    async def _call(self, method: Any, message: Any, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
+        """One unary call. One that is open when its channel closes sees a cancellation nobody asked for."""
+        try:
+            return await method(message, timeout=timeout_s)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise WorkerLost(f"worker {self.address} left the cluster") from None
+        except grpc.aio.UsageError as error:
+            raise WorkerLost(f"worker {self.address} left the cluster") from error
 
     async def _read_frames(self) -> None:
         backoff_s = _RECONNECT_S
@@ -163,6 +188,9 @@ class WorkerLink:
                 reason = "the worker ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
+            except Exception as error:
+                logger.exception("frames could not be read", extra=fields(worker=self.address))
+                reason = repr(error)
             self._attached.clear()
             self._lose_all(reason)
             await asyncio.sleep(backoff_s)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton_proto/worker.proto\x12\x08\x62\x61ton.v1\"\xb4\x02\n\rEngineRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x05 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x17\n\x0fsampling_params\x18\x07 \x01(\x0c\x12\x0f\n\x07options\x18\x08 \x01(\x0c\x12\x10\n\x08priority\x18\t \x01(\x05\x12@\n\rtrace_headers\x18\n \x03(\x0b\x32).baton.v1.EngineRequest.TraceHeadersEntry\x1a\x33\n\x11TraceHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"|\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1e\n\x16waiting_prefill_tokens\x18\x03 \x01(\x04\x12\x16\n\x0ekv_used_blocks\x18\x04 \x01(\x04\x12\x12\n\nnum_pinned\x18\x05 \x01(\r\"P\n\x0bLogprobRows\x12\r\n\x05width\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\r\n\x05ranks\x18\x04 \x01(\x0c\"\xeb\x03\n\x05\x44\x65lta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\'\n\x08logprobs\x18\x03 \x01(\x0b\x32\x15.baton.v1.LogprobRows\x12.\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32\x15.baton.v1.LogprobRows\x12\x1e\n\x11num_cached_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\x12\x17\n\rstop_token_id\x18\x07 \x01(\x03H\x00\x12\x15\n\x0bstop_string\x18\x08 \x01(\tH\x00\x12$\n\x08transfer\x18\t \x01(\x0b\x32\x12.baton.v1.Transfer\x12\x14\n\x07queue_s\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tprefill_s\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\"\n\x07\x66\x61ilure\x18\x0c \x01(\x0b\x32\x11.baton.v1.Failure\x12&\n\x19num_cache_creation_tokens\x18\r \x01(\rH\x04\x88\x01\x01\x42\r\n\x0bstop_reasonB\x14\n\x12_num_cached_tokensB\n\n\x08_queue_sB\x0c\n\n_prefill_sB\x1c\n\x1a_num_cache_creation_tokens\"\x8f\x01\n\x07\x46\x61ilure\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.baton.v1.Failure.Kind\x12\x0f\n\x07message\x18\x02 \x01(\t\"M\n\x04Kind\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x11\n\rTRY_ELSEWHERE\x10\x01\x12\x13\n\x0fINVALID_REQUEST\x10\x02\x12\x0c\n\x08INTERNAL\x10\x03\"\xae\x01\n\x08Transfer\x12+\n\x07outcome\x18\x01 \x01(\x0e\x32\x1a.baton.v1.Transfer.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06pull_s\x18\x04 \x01(\x01\"B\n\x07Outcome\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\n\n\x06PULLED\x10\x01\x12\n\n\x06\x43\x41\x43HED\x10\x02\x12\x0e\n\nRECOMPUTED\x10\x03\"%\n\x08KvHandle\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\xaa\x02\n\x0cKvHandleBody\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x12\n\nnum_tokens\x18\x07 \x01(\r\x12\x14\n\x0ctoken_digest\x18\x08 \x01(\x0c\x12\x19\n\x11\x62lock_size_tokens\x18\t \x01(\r\x12\x0f\n\x07tp_size\x18\n \x01(\r\x12\x11\n\tkv_layout\x18\x0b \x01(\t\x12\x19\n\x11\x65ngine_request_id\x18\x0c \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\r \x01(\x01\x12\x18\n\x10\x63onnector_params\x18\x0e \x01(\x0c\"K\n\x0ePrefillRequest\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x17.baton.v1.EngineRequest\x12\x0f\n\x07keep_kv\x18\x02 \x01(\x08\"\x84\x01\n\x0cPrefillReply\x12\x1e\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x0f.baton.v1.Delta\x12%\n\tkv_handle\x18\x02 \x01(\x0b\x32\x12.baton.v1.KvHandle\x12\x1c\n\x04load\x18\x03 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x0f\n\x07refused\x18\x04 \x01(\t\"%\n\x0eReleaseRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x0e\n\x0cReleaseReply\"0\n\x12RenewLeasesRequest\x12\x1a\n\x12\x65ngine_request_ids\x18\x01 \x03(\t\"\xc3\x01\n\x10RenewLeasesReply\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12@\n\x0c\x65xpires_at_s\x18\x02 \x03(\x0b\x32*.baton.v1.RenewLeasesReply.ExpiresAtSEntry\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x16\n\x0e\x63onnector_peer\x18\x04 \x01(\x0c\x1a\x31\n\x0f\x45xpiresAtSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\"\n\rAttachRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"F\n\x05\x46rame\x12\x1f\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Delta\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\"K\n\x0eReserveRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\"=\n\x0cReserveReply\x12\x0f\n\x07refused\x18\x01 \x01(\t\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\"u\n\x0fGenerateRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.baton.v1.EngineRequest\x12%\n\tkv_handle\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvHandle\" \n\rGenerateReply\x12\x0f\n\x07refused\x18\x01 \x01(\t\"6\n\x0c\x41\x62ortRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\t\"\x0c\n\nAbortReply2\xcf\x01\n\nPrefillLeg\x12;\n\x07Prefill\x12\x18.baton.v1.PrefillRequest\x1a\x16.baton.v1.PrefillReply\x12;\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x16.baton.v1.ReleaseReply\x12G\n\x0bRenewLeases\x12\x1c.baton.v1.RenewLeasesRequest\x1a\x1a.baton.v1.RenewLeasesReply2\xf5\x01\n\tDecodeLeg\x12\x34\n\x06\x41ttach\x12\x17.baton.v1.AttachRequest\x1a\x0f.baton.v1.Frame0\x01\x12;\n\x07Reserve\x12\x18.baton.v1.ReserveRequest\x1a\x16.baton.v1.ReserveReply\x12>\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x17.baton.v1.GenerateReply\x12\x35\n\x05\x41\x62ort\x12\x16.baton.v1.AbortRequest\x1a\x14.baton.v1.AbortReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton_proto/worker.proto\x12\x08\x62\x61ton.v1\"\xb4\x02\n\rEngineRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x05 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x17\n\x0fsampling_params\x18\x07 \x01(\x0c\x12\x0f\n\x07options\x18\x08 \x01(\x0c\x12\x10\n\x08priority\x18\t \x01(\x05\x12@\n\rtrace_headers\x18\n \x03(\x0b\x32).baton.v1.EngineRequest.TraceHeadersEntry\x1a\x33\n\x11TraceHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"|\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1e\n\x16waiting_prefill_tokens\x18\x03 \x01(\x04\x12\x16\n\x0ekv_used_blocks\x18\x04 \x01(\x04\x12\x12\n\nnum_pinned\x18\x05 \x01(\r\"P\n\x0bLogprobRows\x12\r\n\x05width\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\r\n\x05ranks\x18\x04 \x01(\x0c\"\xeb\x03\n\x05\x44\x65lta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\'\n\x08logprobs\x18\x03 \x01(\x0b\x32\x15.baton.v1.LogprobRows\x12.\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32\x15.baton.v1.LogprobRows\x12\x1e\n\x11num_cached_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\x12\x17\n\rstop_token_id\x18\x07 \x01(\x03H\x00\x12\x15\n\x0bstop_string\x18\x08 \x01(\tH\x00\x12$\n\x08transfer\x18\t \x01(\x0b\x32\x12.baton.v1.Transfer\x12\x14\n\x07queue_s\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tprefill_s\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\"\n\x07\x66\x61ilure\x18\x0c \x01(\x0b\x32\x11.baton.v1.Failure\x12&\n\x19num_cache_creation_tokens\x18\r \x01(\rH\x04\x88\x01\x01\x42\r\n\x0bstop_reasonB\x14\n\x12_num_cached_tokensB\n\n\x08_queue_sB\x0c\n\n_prefill_sB\x1c\n\x1a_num_cache_creation_tokens\"\x8f\x01\n\x07\x46\x61ilure\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.baton.v1.Failure.Kind\x12\x0f\n\x07message\x18\x02 \x01(\t\"M\n\x04Kind\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x11\n\rTRY_ELSEWHERE\x10\x01\x12\x13\n\x0fINVALID_REQUEST\x10\x02\x12\x0c\n\x08INTERNAL\x10\x03\"\xae\x01\n\x08Transfer\x12+\n\x07outcome\x18\x01 \x01(\x0e\x32\x1a.baton.v1.Transfer.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06pull_s\x18\x04 \x01(\x01\"B\n\x07Outcome\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\n\n\x06PULLED\x10\x01\x12\n\n\x06\x43\x41\x43HED\x10\x02\x12\x0e\n\nRECOMPUTED\x10\x03\"%\n\x08KvHandle\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\xaa\x02\n\x0cKvHandleBody\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x12\n\nnum_tokens\x18\x07 \x01(\r\x12\x14\n\x0ctoken_digest\x18\x08 \x01(\x0c\x12\x19\n\x11\x62lock_size_tokens\x18\t \x01(\r\x12\x0f\n\x07tp_size\x18\n \x01(\r\x12\x11\n\tkv_layout\x18\x0b \x01(\t\x12\x19\n\x11\x65ngine_request_id\x18\x0c \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\r \x01(\x01\x12\x18\n\x10\x63onnector_params\x18\x0e \x01(\x0c\"K\n\x0ePrefillRequest\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x17.baton.v1.EngineRequest\x12\x0f\n\x07keep_kv\x18\x02 \x01(\x08\"\x9e\x01\n\x0cPrefillReply\x12\x1e\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x0f.baton.v1.Delta\x12%\n\tkv_handle\x18\x02 \x01(\x0b\x32\x12.baton.v1.KvHandle\x12\x1c\n\x04load\x18\x03 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x0f\n\x07refused\x18\x04 \x01(\t\x12\x18\n\x10\x66irst_token_void\x18\x05 \x01(\x08\"%\n\x0eReleaseRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x0e\n\x0cReleaseReply\"0\n\x12RenewLeasesRequest\x12\x1a\n\x12\x65ngine_request_ids\x18\x01 \x03(\t\"\xc3\x01\n\x10RenewLeasesReply\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12@\n\x0c\x65xpires_at_s\x18\x02 \x03(\x0b\x32*.baton.v1.RenewLeasesReply.ExpiresAtSEntry\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x16\n\x0e\x63onnector_peer\x18\x04 \x01(\x0c\x1a\x31\n\x0f\x45xpiresAtSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\"\n\rAttachRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"F\n\x05\x46rame\x12\x1f\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Delta\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\"K\n\x0eReserveRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\"=\n\x0cReserveReply\x12\x0f\n\x07refused\x18\x01 \x01(\t\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\"u\n\x0fGenerateRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.baton.v1.EngineRequest\x12%\n\tkv_handle\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvHandle\" \n\rGenerateReply\x12\x0f\n\x07refused\x18\x01 \x01(\t\"6\n\x0c\x41\x62ortRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\t\"\x0c\n\nAbortReply2\xcf\x01\n\nPrefillLeg\x12;\n\x07Prefill\x12\x18.baton.v1.PrefillRequest\x1a\x16.baton.v1.PrefillReply\x12;\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x16.baton.v1.ReleaseReply\x12G\n\x0bRenewLeases\x12\x1c.baton.v1.RenewLeasesRequest\x1a\x1a.baton.v1.RenewLeasesReply2\xf5\x01\n\tDecodeLeg\x12\x34\n\x06\x41ttach\x12\x17.baton.v1.AttachRequest\x1a\x0f.baton.v1.Frame0\x01\x12;\n\x07Reserve\x12\x18.baton.v1.ReserveRequest\x1a\x16.baton.v1.ReserveReply\x12>\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x17.baton.v1.GenerateReply\x12\x35\n\x05\x41\x62ort\x12\x16.baton.v1.AbortRequest\x1a\x14.baton.v1.AbortReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,35 +60,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLREQUEST']._serialized_start=1714
   _globals['_PREFILLREQUEST']._serialized_end=1789
   _globals['_PREFILLREPLY']._serialized_start=1792
-  _globals['_PREFILLREPLY']._serialized_end=1924
-  _globals['_RELEASEREQUEST']._serialized_start=1926
-  _globals['_RELEASEREQUEST']._serialized_end=1963
-  _globals['_RELEASEREPLY']._serialized_start=1965
-  _globals['_RELEASEREPLY']._serialized_end=1979
-  _globals['_RENEWLEASESREQUEST']._serialized_start=1981
-  _globals['_RENEWLEASESREQUEST']._serialized_end=2029
-  _globals['_RENEWLEASESREPLY']._serialized_start=2032
-  _globals['_RENEWLEASESREPLY']._serialized_end=2227
-  _globals['_RENEWLEASESREPLY_EXPIRESATSENTRY']._serialized_start=2178
-  _globals['_RENEWLEASESREPLY_EXPIRESATSENTRY']._serialized_end=2227
-  _globals['_ATTACHREQUEST']._serialized_start=2229
-  _globals['_ATTACHREQUEST']._serialized_end=2263
-  _globals['_FRAME']._serialized_start=2265
-  _globals['_FRAME']._serialized_end=2335
-  _globals['_RESERVEREQUEST']._serialized_start=2337
-  _globals['_RESERVEREQUEST']._serialized_end=2412
-  _globals['_RESERVEREPLY']._serialized_start=2414
-  _globals['_RESERVEREPLY']._serialized_end=2475
-  _globals['_GENERATEREQUEST']._serialized_start=2477
-  _globals['_GENERATEREQUEST']._serialized_end=2594
-  _globals['_GENERATEREPLY']._serialized_start=2596
-  _globals['_GENERATEREPLY']._serialized_end=2628
-  _globals['_ABORTREQUEST']._serialized_start=2630
-  _globals['_ABORTREQUEST']._serialized_end=2684
-  _globals['_ABORTREPLY']._serialized_start=2686
-  _globals['_ABORTREPLY']._serialized_end=2698
-  _globals['_PREFILLLEG']._serialized_start=2701
-  _globals['_PREFILLLEG']._serialized_end=2908
-  _globals['_DECODELEG']._serialized_start=2911
-  _globals['_DECODELEG']._serialized_end=3156
+  _globals['_PREFILLREPLY']._serialized_end=1950
+  _globals['_RELEASEREQUEST']._serialized_start=1952
+  _globals['_RELEASEREQUEST']._serialized_end=1989
+  _globals['_RELEASEREPLY']._serialized_start=1991
+  _globals['_RELEASEREPLY']._serialized_end=2005
+  _globals['_RENEWLEASESREQUEST']._serialized_start=2007
+  _globals['_RENEWLEASESREQUEST']._serialized_end=2055
+  _globals['_RENEWLEASESREPLY']._serialized_start=2058
+  _globals['_RENEWLEASESREPLY']._serialized_end=2253
+  _globals['_RENEWLEASESREPLY_EXPIRESATSENTRY']._serialized_start=2204
+  _globals['_RENEWLEASESREPLY_EXPIRESATSENTRY']._serialized_end=2253
+  _globals['_ATTACHREQUEST']._serialized_start=2255
+  _globals['_ATTACHREQUEST']._serialized_end=2289
+  _globals['_FRAME']._serialized_start=2291
+  _globals['_FRAME']._serialized_end=2361
+  _globals['_RESERVEREQUEST']._serialized_start=2363
+  _globals['_RESERVEREQUEST']._serialized_end=2438
+  _globals['_RESERVEREPLY']._serialized_start=2440
+  _globals['_RESERVEREPLY']._serialized_end=2501
+  _globals['_GENERATEREQUEST']._serialized_start=2503
+  _globals['_GENERATEREQUEST']._serialized_end=2620
+  _globals['_GENERATEREPLY']._serialized_start=2622
+  _globals['_GENERATEREPLY']._serialized_end=2654
+  _globals['_ABORTREQUEST']._serialized_start=2656
+  _globals['_ABORTREQUEST']._serialized_end=2710
+  _globals['_ABORTREPLY']._serialized_start=2712
+  _globals['_ABORTREPLY']._serialized_end=2724
+  _globals['_PREFILLLEG']._serialized_start=2727
+  _globals['_PREFILLLEG']._serialized_end=2934
+  _globals['_DECODELEG']._serialized_start=2937
+  _globals['_DECODELEG']._serialized_end=3182
 # @@protoc_insertion_point(module_scope)

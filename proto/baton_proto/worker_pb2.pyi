@@ -183,16 +183,18 @@ class PrefillRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[EngineRequest, _Mapping]] = ..., keep_kv: _Optional[bool] = ...) -> None: ...
 
 class PrefillReply(_message.Message):
-    __slots__ = ("delta", "kv_handle", "load", "refused")
+    __slots__ = ("delta", "kv_handle", "load", "refused", "first_token_void")
     DELTA_FIELD_NUMBER: _ClassVar[int]
     KV_HANDLE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_VOID_FIELD_NUMBER: _ClassVar[int]
     delta: Delta
     kv_handle: KvHandle
     load: Load
     refused: str
-    def __init__(self, delta: _Optional[_Union[Delta, _Mapping]] = ..., kv_handle: _Optional[_Union[KvHandle, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., refused: _Optional[str] = ...) -> None: ...
+    first_token_void: bool
+    def __init__(self, delta: _Optional[_Union[Delta, _Mapping]] = ..., kv_handle: _Optional[_Union[KvHandle, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., refused: _Optional[str] = ..., first_token_void: _Optional[bool] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("request_ids",)

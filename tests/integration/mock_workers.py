@@ -41,6 +41,7 @@ class MockWorker:
 
     def __init__(self, role: Role, on_pulled, lease_s: float) -> None:
         self.role = role
+        self.revision = ""
         self._lease_s = lease_s
         self.worker_id = f"{role.value}-{next(_ids)}"
         self.engine = MockEngine(
@@ -68,7 +69,7 @@ class MockWorker:
         self.address = f"127.0.0.1:{port}"
         metrics = WorkerMetrics(CollectorRegistry(), model=MODEL, shape="s", worker_id=self.worker_id)
         codec = KvHandleCodec(
-            b"k" * 32, KvIdentity(model=MODEL, revision="", block_size_tokens=16, kv_layout="mock")
+            b"k" * 32, KvIdentity(model=MODEL, revision=self.revision, block_size_tokens=16, kv_layout="mock")
         )
         peer = KvPeerAddress(self.worker_id, "127.0.0.1", 0, 1)
         prefill = PrefillLeg(
@@ -92,7 +93,7 @@ class MockWorker:
             worker_id=self.worker_id,
             incarnation=info.incarnation,
             model=MODEL,
-            revision="",
+            revision=self.revision,
             shape="s",
             allowed_roles=frozenset(Role),
             role=self.role,

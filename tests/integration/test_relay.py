@@ -74,6 +74,46 @@ async def test_a_prefill_worker_that_dies_while_it_prefills_is_replaced() -> Non
     assert "prefill_retry" in answer.trace.fallbacks
 
 
+async def test_a_prefill_worker_that_leaves_the_cluster_is_not_waited_for() -> None:
+    expected = await answers_of_one_worker(PROMPT, 8)
+    async with MockCluster(2, 1) as cluster:
+        for worker in cluster.of(Role.PREFILL):
+            worker.engine.hang(1.0)
+        asking = asyncio.create_task(cluster.ask(PROMPT, 8))
+        await asyncio.sleep(0.2)
+        busy = next(w for w in cluster.of(Role.PREFILL) if w.engine.load().num_waiting)
+        await cluster.publish(leave_out=(busy,))
+        answer = await asking
+        await cluster.wait_empty()
+    assert answer.token_ids == expected
+    assert "prefill_retry" in answer.trace.fallbacks
+
+
+async def test_a_snapshot_without_a_worker_leaves_its_streams_alone() -> None:
+    expected = await answers_of_one_worker(PROMPT, 60)
+    async with MockCluster(1, 2) as cluster:
+        asking = asyncio.create_task(cluster.ask(PROMPT, 60))
+        await asyncio.sleep(0.05)
+        busy = next(worker for worker in cluster.of(Role.DECODE) if worker.gate.num_inside)
+        await cluster.publish(leave_out=(busy,))
+        others = await asyncio.gather(*(cluster.ask(PROMPT, 4) for _ in range(4)))
+        assert all(answer.trace.decode_worker != busy.worker_id for answer in others)
+        answer = await asking
+    assert answer.token_ids == expected
+    assert answer.trace.fallbacks == ()
+
+
+async def test_workers_with_unlike_weights_never_share_a_request() -> None:
+    cluster = MockCluster(2, 2)
+    for number, worker in enumerate(cluster.workers):
+        worker.revision = "ab"[number % 2]
+    revision_of = {worker.worker_id: worker.revision for worker in cluster.workers}
+    async with cluster:
+        answers = await asyncio.gather(*(cluster.ask(PROMPT, 4) for _ in range(20)))
+    pairs = {(revision_of[a.trace.prefill_worker], revision_of[a.trace.decode_worker]) for a in answers}
+    assert pairs == {("a", "a"), ("b", "b")}
+
+
 async def test_without_prefill_workers_the_decode_worker_prefills() -> None:
     expected = await answers_of_one_worker(PROMPT, 8)
     async with MockCluster(1, 1) as cluster:
