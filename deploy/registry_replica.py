@@ -29,6 +29,7 @@ class RegistryReplica:
         self._routers: dict[str, tuple[str, float]] = {}
         registry = new_registry()
         self._metrics = RegistryMetrics(registry)
+        self._seen: dict[str, WorkerReport] = {}
         self._exporter = start_exporter(node_host(bind_host), registry)
 
     async def heartbeat(self, report: WorkerReport) -> DesiredState:
@@ -43,7 +44,7 @@ class RegistryReplica:
         """A worker says goodbye: it need not be waited for."""
         before = self._registry.epoch
         self._registry.leave(worker_id, incarnation)
-        await self._wake(before)
+        await self._wake(before, left=worker_id)
 
     async def assign_role(self, worker_id: str, role: Role) -> None:
         """Sets a worker's desired role; its next heartbeat tells it."""
@@ -91,7 +92,24 @@ class RegistryReplica:
             targets += worker_targets(snapshot)
         return http_sd(targets)
 
-    async def _wake(self, epoch_before: int) -> None:
+    async def _wake(self, epoch_before: int, left: str | None = None) -> None:
         if self._registry.epoch != epoch_before:
+            self._count_changes(left)
             async with self._changed:
                 self._changed.notify_all()
+
+    def _count_changes(self, left: str | None) -> None:
+        """Counts who dropped out and who changed roles since the last look.
+
+        Args:
+            left: the worker that has just said goodbye, if one has.
+        """
+        members = self._registry.members()
+        for worker_id, before in self._seen.items():
+            now = members.get(worker_id)
+            if now is None:
+                reason = "left" if worker_id == left else "silent"
+                self._metrics.worker_dropped(before.model, reason)
+            elif before.role_assigned and now.role is not before.role:
+                self._metrics.role_switched(now.model, before.role, now.role)
+        self._seen = members

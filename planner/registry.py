@@ -59,6 +59,10 @@ class Registry:
         """True while a worker that served before this start may not have reported yet."""
         return self._clock.now_s() - self._started_at_s < _REBUILD_HEARTBEATS * self._config.heartbeat_s
 
+    def members(self) -> dict[str, WorkerReport]:
+        """The latest report of each worker, also while rebuilding."""
+        return {worker_id: member.report for worker_id, member in self._members.items()}
+
     def heartbeat(self, report: WorkerReport) -> DesiredState:
         """Takes a worker's report, says what it should do."""
         member = self._members.get(report.worker_id)
