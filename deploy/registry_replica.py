@@ -30,6 +30,7 @@ class RegistryReplica:
         registry = new_registry()
         self._metrics = RegistryMetrics(registry)
         self._seen: dict[str, WorkerReport] = {}
+        self._counted_epoch = 0
         self._exporter = start_exporter(node_host(bind_host), registry)
 
     async def heartbeat(self, report: WorkerReport) -> DesiredState:
@@ -65,6 +66,7 @@ class RegistryReplica:
         until_s = time.monotonic() + wait_s
         while True:
             snapshot = self._registry.snapshot()
+            self._count_changes()
             left_s = until_s - time.monotonic()
             if left_s <= 0 or (snapshot and (snapshot.incarnation, snapshot.epoch) != known):
                 break
@@ -93,17 +95,20 @@ class RegistryReplica:
         return http_sd(targets)
 
     async def _wake(self, epoch_before: int, left: str | None = None) -> None:
+        self._count_changes(left)
         if self._registry.epoch != epoch_before:
-            self._count_changes(left)
             async with self._changed:
                 self._changed.notify_all()
 
-    def _count_changes(self, left: str | None) -> None:
+    def _count_changes(self, left: str | None = None) -> None:
         """Counts who dropped out and who changed roles since the last look.
 
         Args:
             left: the worker that has just said goodbye, if one has.
         """
+        if self._registry.epoch == self._counted_epoch:
+            return
+        self._counted_epoch = self._registry.epoch
         members = self._registry.members()
         for worker_id, before in self._seen.items():
             now = members.get(worker_id)
