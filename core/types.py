@@ -27,6 +27,8 @@ class WorkerLoad:
     """KV blocks held by requests: running, waiting for a pull, or pinned for a pull."""
     num_pinned: int = 0
     """Prefilled prompts whose KV waits to be pulled."""
+    num_expired_leases: int = 0
+    """Leases of pinned KV that have ended unused, since the engine's start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

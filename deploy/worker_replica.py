@@ -63,6 +63,7 @@ class WorkerReplica:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._role = min(settings.allowed_roles)
         self._role_assigned = False
+        self._num_expired_leases = 0
         self._met_peers: set[str] = set()
         self._meeting: asyncio.Task[None] | None = None
         configure_logging(self._worker_id)
@@ -152,6 +153,8 @@ class WorkerReplica:
     def _report(self) -> WorkerReport:
         settings, info, load = self._settings, self._engine.info, self._engine.load()
         self._metrics.set_load(load)
+        self._metrics.leases_expired(load.num_expired_leases - self._num_expired_leases)
+        self._num_expired_leases = load.num_expired_leases
         return WorkerReport(
             worker_id=self._worker_id,
             incarnation=info.incarnation,

@@ -100,6 +100,7 @@ class VllmEngine:
             waiting_prefill_tokens=sum(self._waiting_prompts.values()),
             kv_used_blocks=round(gauge.kv_usage * self._info.num_kv_blocks),
             num_pinned=gauge.num_pinned,
+            num_expired_leases=gauge.num_expired_leases,
         )
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
@@ -189,6 +190,7 @@ class _LoadGauge:
     num_waiting: int = 0
     kv_usage: float = 0.0
     num_pinned: int = 0
+    num_expired_leases: int = 0
 
 
 def _build(spec: VllmEngineSpec, progress: _StartProgress) -> tuple[Any, EngineInfo, _LoadGauge]:
@@ -279,9 +281,10 @@ def _gauge_logger(gauge: _LoadGauge, num_pinned_stat: str) -> Any:
             gauge.num_running = scheduler_stats.num_running_reqs
             gauge.num_waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
             gauge.kv_usage = scheduler_stats.kv_cache_usage
-            pinned_by_rank = (scheduler_stats.kv_connector_stats or {}).get(num_pinned_stat)
-            if pinned_by_rank:
+            connector_stats = scheduler_stats.kv_connector_stats or {}
+            if pinned_by_rank := connector_stats.get(num_pinned_stat):
                 gauge.num_pinned = max(pinned_by_rank)
+            gauge.num_expired_leases += len(connector_stats.get("num_kv_expired_reqs", ()))
 
         def log_engine_initialized(self) -> None:
             pass
