@@ -63,7 +63,7 @@ def servers(
     try:
         plain = start_plain_vllm(config, plain_port, run_dir / "plain.log")
         try:
-            ours = ServedByBaton(f"http://{HOST}:{config.router.port}", MODEL)
+            ours = ServedByBaton(f"http://{HOST}:{config.router.port}", MODEL, cluster.pid)
             theirs = Served(f"http://{HOST}:{plain_port}", MODEL)
             plain.wait_until(lambda: answers(f"{theirs.url}/health"), START_TIMEOUT_S)
             cluster.wait_until(lambda: READY in cluster.log_tail(), START_TIMEOUT_S)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import psutil
 
 REQUEST_TIMEOUT_S = 60.0
 Body = dict[str, Any]
@@ -87,8 +89,12 @@ class Served:
             return _streamed([line async for line in response.aiter_lines()])
 
 
+@dataclass
 class ServedByBaton(Served):
     """The cluster: a server that also says what it did."""
+
+    pid: int = 0
+    """Of the process that started the cluster."""
 
     def trace(self, request_id: str) -> dict[str, Any]:
         """Of a finished request; the router notes it just after the client has the answer."""
@@ -123,6 +129,22 @@ class ServedByBaton(Served):
         while busy := self.busy_workers():
             assert time.monotonic() < deadline_s, f"after {within_s} s: {busy}"
             time.sleep(0.05)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the cluster but those that have ended."""
+        children = psutil.Process(self.pid).children(recursive=True)
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+    def metric(self, name: str) -> dict[str, float]:
+        """An unlabelled metric of each process with an endpoint, by its address."""
+        values = {}
+        for group in self.get("/baton/prometheus-sd"):
+            for target in group["targets"]:
+                text = httpx.get(f"http://{target}/metrics").text
+                found = re.search(rf"^{name} (.*)$", text, re.MULTILINE)
+                if found is not None:
+                    values[target] = float(found.group(1))
+        return values
 
 
 def _streamed(lines: Sequence[str]) -> Answer:
