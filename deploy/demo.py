@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CONFIG = Path(__file__).parent / "configs" / "demo-cpu.yaml"
 _MODEL_VARIABLE = "BATON_DEMO_MODEL"
 _MAX_TOKENS = 32
+_REST_S = 5.0
 _SENTENCE = "One worker reads the prompt, another one writes the answer. "
 
 
@@ -115,10 +117,20 @@ def _show(requests: Sequence[tuple[str, Trace]], url: str) -> None:
     for table in (
         requests_table(requests),
         legs_table(requests, console.width),
-        workers_table(fetch_status(url)["workers"]),
+        workers_table(_workers_at_rest(url)),
     ):
         console.print()
         console.print(table)
+
+
+def _workers_at_rest(url: str) -> list[dict[str, Any]]:
+    """The workers, once they report that the last request's KV is freed; as they are after a while."""
+    deadline_s = time.monotonic() + _REST_S
+    while True:
+        workers = fetch_status(url)["workers"]
+        if not any(worker["kv_used_blocks"] for worker in workers) or time.monotonic() > deadline_s:
+            return workers
+        time.sleep(0.1)
 
 
 def _check(requests: Sequence[tuple[str, Trace]]) -> None:
