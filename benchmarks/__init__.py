@@ -1,0 +1,1 @@
+"""Benchmarks against real processes; ``python -m benchmarks --help`` lists them. Not packaged."""

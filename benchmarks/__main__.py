@@ -1,0 +1,93 @@
+"""``python -m benchmarks``: all benchmarks, or one of them by name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks import latency, machine, report, router_ceiling, waterfall
+from benchmarks.load import LoadGenerator
+from benchmarks.model import PromptMaker, make_bench_model
+from benchmarks.servers import PlainVllm, baton_config
+from benchmarks.table import Table
+from deploy.cluster import Cluster
+
+app = typer.Typer(help="Benchmarks of Baton; results go to docs/benchmarks.md.", add_completion=False)
+console = Console()
+Quick = Annotated[bool, typer.Option(help="A few rounds only; prints the tables and writes nothing.")]
+
+
+@app.callback(invoke_without_command=True)
+def everything(context: typer.Context, quick: Quick = False) -> None:
+    """Run all benchmarks; name one to run it alone."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if context.invoked_subcommand is None:
+        _against_plain_vllm(("latency", "waterfall"), quick)
+        router(quick)
+
+
+@app.command("latency")
+def latency_alone(quick: Quick = False) -> None:
+    """TTFT, TPOT, gaps and throughput against plain vLLM, interleaved."""
+    _against_plain_vllm(("latency",), quick)
+
+
+@app.command("waterfall")
+def waterfall_alone(quick: Quick = False) -> None:
+    """Where each millisecond goes on the way to the first and second token."""
+    _against_plain_vllm(("waterfall",), quick)
+
+
+@app.command()
+def router(quick: Quick = False) -> None:
+    """The router's ceiling with mock workers; frames against per-request streams."""
+    model_dir = make_bench_model()
+    rounds = router_ceiling.QUICK_ROUNDS if quick else router_ceiling.ROUNDS
+    with LoadGenerator() as load, _progress() as progress:
+        result = router_ceiling.measure(load, PromptMaker(model_dir, seed=2), model_dir, rounds, progress)
+    _finish("router", result, router_ceiling.tables(result), quick)
+
+
+def _against_plain_vllm(parts: tuple[str, ...], quick: bool) -> None:
+    model_dir = make_bench_model()
+    prompts, config = PromptMaker(model_dir, seed=1), baton_config(model_dir)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(_progress())
+        load = stack.enter_context(LoadGenerator())
+        cluster = stack.enter_context(Cluster(config, progress))
+        port = config.router.port
+        if "latency" in parts:
+            progress("starting plain vLLM")
+            with PlainVllm(model_dir, config) as plain:
+                ports = {latency.PLAIN: plain.port, latency.BATON: port}
+                rounds = latency.QUICK_ROUNDS if quick else latency.ROUNDS
+                summary = latency.summarize(latency.measure(load, prompts, ports, rounds, progress))
+            _finish("latency", summary, latency.tables(summary), quick)
+        if "waterfall" in parts:
+            requests = waterfall.QUICK_REQUESTS if quick else waterfall.REQUESTS
+            result = waterfall.measure(load, prompts, cluster.url, port, requests, progress)
+            _finish("waterfall", result, waterfall.tables(result), quick)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    with console.status("starting") as status:
+        yield status.update
+
+
+def _finish(section: str, result: Mapping[str, Any], tables: list[Table], quick: bool) -> None:
+    for table in tables:
+        console.print(table.rich(), "")
+    if not quick:
+        report.save(section, result, tables)
+        facts = machine.describe()
+        report.save("machine", facts, [Table("Machine and versions", ["", ""], list(facts.items()))])
+
+
+if __name__ == "__main__":
+    app()
