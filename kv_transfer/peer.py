@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 from typing import Any
 
 import msgspec
+
+_PORTS = range(20_000, 32_000)
 
 
 class KvPeerAddress(msgspec.Struct, frozen=True):
@@ -31,7 +35,17 @@ class KvPeerAddress(msgspec.Struct, frozen=True):
 
 
 def free_port(host: str) -> int:
-    """A TCP port nobody listens on. A busy side-channel port makes vLLM's start-up hang."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """A TCP port nobody listens on, from below the range the system hands out by itself.
+
+    What uses it binds it later: a port from that range could have become somebody's by then, and a busy
+    side-channel port makes vLLM's start-up hang.
+
+    Raises:
+        OSError: no port could be bound on ``host``.
+    """
+    attempts = random.SystemRandom().sample(_PORTS, 50)
+    for port in attempts:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise OSError(f"none of 50 ports between {_PORTS.start} and {_PORTS.stop} can be bound on {host}")

@@ -19,7 +19,7 @@ from tests.integration.baton_command import BIN, Commands, mock_config
 from tests.integration.ray_head import READY
 from tests.integration.server_process import HOST, ServerProcess, free_port
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 
 _SUBMISSION = "baton-test"
 
@@ -36,6 +36,18 @@ class Jobs:
         done = self._commands.run_any(*command, timeout_s=60)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def submit(self, *entry_point: object, timeout_s: float = 60) -> None:
+        """Submits a job; a head that has just started has no agent yet to take it."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                self("submit", "--no-wait", "--submission-id", _SUBMISSION, "--", *entry_point)
+                return
+            except AssertionError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline_s:
+                    raise
+                time.sleep(1)
 
     def wait_until(self, reached: Callable[[], bool], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -79,9 +91,9 @@ def test_a_submitted_job_serves_until_it_is_stopped(jobs: Jobs, commands: Comman
     url = f"http://{HOST}:{(port := free_port())}"
     config = commands.write_config(mock_config(model_path, port, drain_timeout_s=2))
     entry_point = (sys.executable, "-m", "deploy.job", config)
-    jobs("submit", "--no-wait", "--submission-id", _SUBMISSION, "--", *entry_point)
-    jobs.wait_until(lambda: _answers(url), 60)
-    jobs.wait_until(lambda: f"ready: {url}/v1" in jobs("logs", _SUBMISSION), 10)
+    jobs.submit(*entry_point)
+    jobs.wait_until(lambda: _answers(url), 120)
+    jobs.wait_until(lambda: f"ready: {url}/v1" in jobs("logs", _SUBMISSION), 60)
 
     request = {"model": "mocked", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
     answer = httpx.post(f"{url}/v1/chat/completions", json=request, timeout=20).json()
@@ -92,7 +104,7 @@ def test_a_submitted_job_serves_until_it_is_stopped(jobs: Jobs, commands: Comman
 
     jobs("stop", _SUBMISSION)
     assert "was stopped" in jobs("status", _SUBMISSION)
-    jobs.wait_until(lambda: not _answers(url), 30)
+    jobs.wait_until(lambda: not _answers(url), 60)
 
 
 def _answers(url: str) -> bool:
