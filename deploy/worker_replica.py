@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -184,10 +185,13 @@ class WorkerReplica:
             self._meeting = asyncio.create_task(self._meet(desired), name="meet peers")
 
     async def _meet(self, desired: DesiredState) -> None:
-        """Connects to new peers, so that the first handoff does not wait for it."""
+        """Connects to new peers, so that the first handoff does not wait for it; forgets those that left."""
         self._leases.keep_only({peer.address for peer in desired.peers})
         known = {peer.incarnation for peer in desired.peers}
-        self._met_peers &= known
+        if departed := self._met_peers - known:
+            self._met_peers &= known
+            with contextlib.suppress(WorkerLost):  # a dead engine keeps nothing
+                await self._engine.disconnect_kv(sorted(departed))
         for peer in desired.peers:
             if peer.incarnation in self._met_peers:
                 continue

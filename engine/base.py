@@ -134,4 +134,12 @@ class Engine(Protocol):
         """Makes the KV connection to a peer engine before the first pull needs it."""
         ...
 
+    async def disconnect_kv(self, incarnations: Sequence[str]) -> int:
+        """Frees what is kept for peer engines that are gone, as soon as nothing is being pulled from them.
+
+        Returns:
+            For how many peers something is still kept.
+        """
+        ...
+
     async def shutdown(self, timeout_s: float) -> None: ...

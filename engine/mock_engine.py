@@ -130,6 +130,10 @@ class MockEngine:
     async def connect_kv(self, peer: KvParams) -> None:
         """Mock links need no connection."""
 
+    async def disconnect_kv(self, incarnations: Sequence[str]) -> int:
+        """Nothing is kept for a peer."""
+        return 0
+
     async def shutdown(self, timeout_s: float) -> None:
         """Finishes what it has, for at most ``timeout_s``, pinned KV included; then it is dead."""
         if not self.dead:

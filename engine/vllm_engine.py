@@ -153,6 +153,9 @@ class VllmEngine:
     async def connect_kv(self, peer: KvParams) -> None:
         await self._call("baton_connect_kv", peer)
 
+    async def disconnect_kv(self, incarnations: Sequence[str]) -> int:
+        return max(await self._call("baton_disconnect_kv", list(incarnations)))
+
     async def _call(self, method: str, *args: Any) -> Any:
         """Calls our extension in the engine's processes; an engine that died answers nothing."""
         try:

@@ -9,6 +9,7 @@ What it adds, and why:
 * Anything unexpected in a pull fails that pull, never the engine.
 * Each request's last output says what became of its pull (``params.REPORT_KEY``).
 * Pinned KV can be released and its lease renewed from outside (``worker_extension``).
+* Peers that are gone can be forgotten; vLLM keeps the descriptors of all their blocks for an hour.
 * On CPU: no spinning progress thread, no pinning of the engine's main thread to one core.
 * The engine process dies with its parent.
 
@@ -182,6 +183,7 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         self._released: dict[str, float] = {}
         self._extended_deadlines_s: dict[str, float] = {}
         self._last_num_pinned = 0
+        self._departed: set[str] = set()
 
     # Pulling.
 
@@ -317,6 +319,25 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         """Starts the handshake with a peer unless it is done or under way."""
         if engine_id != self.engine_id:
             self._ensure_handshake(engine_id, host, port, tp_size)
+
+    def disconnect(self, engine_ids: list[str]) -> int:
+        """Frees what is kept for peers that are gone; returns for how many peers something is kept.
+
+        vLLM itself keeps the descriptors of all their blocks for an hour, unless another engine takes over
+        the same address.
+        """
+        self._departed.update(engine_ids)
+        self._cleanup_remote_engines()
+        return len(self._remote_agents)
+
+    def _cleanup_remote_engines(self) -> None:
+        with self._handshake_lock:
+            # An engine without an address counts as replaced; it goes when no pull from it is left.
+            for address, engine_id in list(self._engine_by_address.items()):
+                if engine_id in self._departed:
+                    del self._engine_by_address[address]
+            self._departed.intersection_update(self._handshake_futures)
+        super()._cleanup_remote_engines()
 
     def shutdown(self) -> None:
         if hasattr(self, "nixl_wrapper") and hasattr(self.nixl_wrapper, "stop_polling"):

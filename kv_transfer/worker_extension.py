@@ -25,6 +25,9 @@ class BatonWorkerExtension:
     def baton_connect_kv(self, peer: dict[str, Any]) -> None:
         _connector_worker().connect(**peer)
 
+    def baton_disconnect_kv(self, engine_ids: list[str]) -> int:
+        return int(_connector_worker().disconnect(engine_ids))
+
 
 def _connector_worker() -> Any:
     return get_kv_transfer_group().connector_worker

@@ -32,6 +32,11 @@ ENGINE_ARGS = {
 FRONT_END_ARGS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts tests of the shared cluster last: no other test shares the machine, or Ray's ports, with it."""
+    items.sort(key=lambda item: "servers" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, whose tokenizer can also mark where reasoning begins and ends."""

@@ -27,10 +27,10 @@ from tests.integration.vllm_workers import VllmWorker, greedy, next_id, referenc
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_RESTARTS = 100
-PEER_BLOCKS = 4096
-"""As many descriptors a peer as a small model on a small GPU has: one peer's state is megabytes."""
+PEER_BLOCKS = 65536
+"""As many blocks as the cache of a GPU has."""
 MAX_GROWTH_BYTES = 24 << 20
-"""A fraction of what the state of one peer in ten would be."""
+"""A quarter of a MiB a peer."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -40,20 +40,24 @@ async def pair(model_path: Path) -> AsyncIterator[tuple[VllmWorker, VllmWorker]]
 
 
 class Peers:
-    """Starts peers one after another; see kv_peer."""
+    """Starts peers; see kv_peer. One is always in the making, as starting them takes longer than a pull."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._pids: list[int] = []
 
-    async def start(self, order: str = "") -> dict[str, Any]:
+    def order(self, line: str = "") -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{order}\n".encode())
+        self._process.stdin.write(f"{line}\n".encode())
+
+    async def next(self) -> dict[str, Any]:
+        """The next one that was ordered."""
         about = await self.description()
         self._pids.append(about["pid"])
         return about
 
     def kill(self) -> None:
+        """Every one that has been handed out."""
         while self._pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pids.pop(), signal.SIGKILL)
@@ -122,11 +126,14 @@ async def test_100_restarts_of_a_prefill_peer_leave_a_decode_engines_memory_flat
     handshake.write_bytes(await asyncio.to_thread(read_handshake, prefill.peer))
     resident = []
     async with peers(str(handshake), str(PEER_BLOCKS)) as restarted:
+        restarted.order()
         for number in range(NUM_RESTARTS + 1):
-            peer = address(await restarted.start())
+            restarted.order()
+            peer = address(await restarted.next())
             await decode.engine.connect_kv(peer.as_params())
             await pull_from(decode, peer)
             restarted.kill()
+            assert await decode.engine.disconnect_kv([peer.engine_id]) == 0
             if number % 10 == 0:
                 resident.append(decode.engine_processes[0].memory_info().rss)
     check_flat(resident)
@@ -142,11 +149,13 @@ async def test_100_restarts_of_a_real_prefill_engine_leave_a_decode_engines_memo
     async with peers("--engine", str(model_path)) as restarted:
         for number in range(NUM_RESTARTS + 1):
             prompt = prompts.tokens(300, next_id("real restart"))
-            about = await restarted.start(json.dumps(prompt))
+            restarted.order(json.dumps(prompt))
+            about = await restarted.next()
             await decode.engine.connect_kv(address(about).as_params())
             params = pull(about["connector_params"], about["expires_at_s"])
             answer, _ = await run(decode.engine, greedy([*prompt, about["first_token"]], 4, params))
             restarted.kill()
+            assert await decode.engine.disconnect_kv([about["engine_id"]]) == 0
             assert answer.report is not None
             assert answer.report.outcome is Outcome.PULLED, answer.report.reason
             assert [about["first_token"], *answer.token_ids] == await reference(decode.engine, prompt, 5)

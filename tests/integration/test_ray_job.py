@@ -19,7 +19,7 @@ from tests.integration.baton_command import BIN, Commands, mock_config
 from tests.integration.ray_head import READY
 from tests.integration.server_process import HOST, ServerProcess, free_port
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 _SUBMISSION = "baton-test"
 

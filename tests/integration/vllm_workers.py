@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -143,7 +142,7 @@ class VllmWorker:
         await self.link.close()
         await self._server.stop(grace=0)
         await self._leases.close()
-        await self.engine.shutdown(timeout_s=1.0)
+        await self.engine.shutdown(timeout_s=5.0)
         self.__dict__.clear()  # whoever still knows this worker does not keep the engine
 
     # Through the legs, as a router does it.
@@ -222,10 +221,7 @@ async def vllm_worker(
     finally:
         await worker.close()
         del engine
-        with warnings.catch_warnings():
-            # vLLM closes the shadow of its ZeroMQ context, and the context itself does not notice.
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+        gc.collect()  # vLLM's engine cleans up badly while the interpreter exits
 
 
 def _children() -> set[int]:
