@@ -46,7 +46,9 @@ def _report(model: str, role: Role, address: str) -> WorkerReport:
         metrics_address="",
         block_size_tokens=16,
         num_kv_blocks=1_000_000,
+        bytes_per_block=1024,
         max_num_seqs=1024,
+        max_num_batched_tokens=8192,
     )
 
 

@@ -54,7 +54,10 @@ class WorkerReport:
     """host:port of the worker's Prometheus endpoint."""
     block_size_tokens: int
     num_kv_blocks: int
+    bytes_per_block: int
+    """KV bytes of a block, over all GPUs of the worker."""
     max_num_seqs: int
+    max_num_batched_tokens: int
     load: WorkerLoad = field(default_factory=WorkerLoad)
 
     @property

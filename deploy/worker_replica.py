@@ -171,7 +171,9 @@ class WorkerReplica:
             metrics_address=self._exporter.address,
             block_size_tokens=info.block_size_tokens,
             num_kv_blocks=info.num_kv_blocks,
+            bytes_per_block=info.bytes_per_block,
             max_num_seqs=info.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
             load=load,
         )
 

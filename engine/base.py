@@ -80,6 +80,7 @@ class EngineInfo:
     bytes_per_block: int
     max_model_len: int
     max_num_seqs: int
+    max_num_batched_tokens: int
     tp_size: int
     kv_layout: str
     """Fingerprint of everything that must match for KV to be exchanged: dtype, layout, heads, layers."""

@@ -83,6 +83,7 @@ class MockEngine:
             bytes_per_block=config.kv_bytes_per_token * worker.block_size_tokens,
             max_model_len=config.max_model_len,
             max_num_seqs=worker.max_num_seqs,
+            max_num_batched_tokens=worker.max_num_batched_tokens,
             tp_size=config.tp_size,
             kv_layout="mock",
         )

@@ -264,6 +264,7 @@ def _info(spec: VllmEngineSpec, config: Any, progress: _StartProgress) -> Engine
         * cache.block_size,
         max_model_len=model.max_model_len,
         max_num_seqs=config.scheduler_config.max_num_seqs,
+        max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
         tp_size=config.parallel_config.tensor_parallel_size,
         kv_layout=hashlib.blake2b(repr(layout).encode(), digest_size=8).hexdigest(),
         startup_s=dict(progress.done_s),

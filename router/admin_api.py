@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException
 
-from router.cluster_view import ClusterView
+from router.cluster_view import ClusterView, Member
 from router.trace import TraceLog
 
 MetricsTargets = Callable[[], Awaitable[list[dict[str, Any]]]]
@@ -43,8 +43,8 @@ def admin_routes(view: ClusterView, traces: TraceLog, metrics_targets: MetricsTa
     return routes
 
 
-def _worker(member: Any) -> dict[str, Any]:
-    report, seen = member.report, member.candidate()
+def _worker(member: Member) -> dict[str, Any]:
+    report, seen = member.report, member.view.candidate()
     return {
         "worker_id": report.worker_id,
         "shape": report.shape,
@@ -56,7 +56,11 @@ def _worker(member: Any) -> dict[str, Any]:
         "metrics_address": report.metrics_address,
         "num_requests": seen.num_requests,
         "waiting_prefill_tokens": seen.waiting_prefill_tokens,
-        "kv_used_blocks": member.load.kv_used_blocks,
-        "num_pinned": member.load.num_pinned,
+        "kv_used_blocks": member.view.load.kv_used_blocks,
+        "num_pinned": member.view.load.num_pinned,
         "num_kv_blocks": report.num_kv_blocks,
+        "block_size_tokens": report.block_size_tokens,
+        "bytes_per_block": report.bytes_per_block,
+        "max_num_seqs": report.max_num_seqs,
+        "max_num_batched_tokens": report.max_num_batched_tokens,
     }

@@ -3,69 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from core.types import Snapshot, WorkerLoad, WorkerReport
+from core.types import Snapshot, WorkerReport
 from router.policy import Candidate
 from router.worker_link import OnLoad, WorkerLink
+from router.worker_view import WorkerView
 
 MakeLink = Callable[[WorkerReport, OnLoad], WorkerLink]
-
-
-@dataclass(slots=True)
-class _Sent:
-    """What this router sent to a worker that its last known load does not show yet."""
-
-    num_requests: int = 0
-    prefill_tokens: int = 0
-    kv_tokens: int = 0
 
 
 class Member:
     """One worker start."""
 
     def __init__(self, report: WorkerReport, make_link: MakeLink) -> None:
-        self.report = report
+        self.view = WorkerView(report)
         self.listed = True
         """False once a snapshot came without it: offered nothing new, but what runs there goes on."""
-        self.load = report.load
-        self._sent = _Sent()
-        self._heard = False
-        self.link = make_link(report, self.on_load)
+        self.link = make_link(report, self.view.on_load)
 
-    def on_load(self, load: WorkerLoad) -> None:
-        """The worker said its load itself, along with an answer."""
-        self._heard = True
-        self._set_load(load)
+    @property
+    def report(self) -> WorkerReport:
+        return self.view.report
 
     def on_report(self, report: WorkerReport) -> None:
-        """A snapshot's report; its load is older than what the worker has said since the one before."""
-        self.report, self.listed = report, True
-        if not self._heard:
-            self._set_load(report.load)
-        self._heard = False
-
-    def _set_load(self, load: WorkerLoad) -> None:
-        self.load = load
-        self._sent = _Sent()
-
-    def count(self, *, prefill_tokens: int = 0, kv_tokens: int = 0) -> None:
-        """Notes a request that is being sent."""
-        self._sent.num_requests += 1
-        self._sent.prefill_tokens += prefill_tokens
-        self._sent.kv_tokens += kv_tokens
-
-    def candidate(self) -> Candidate:
-        report, load, sent = self.report, self.load, self._sent
-        return Candidate(
-            worker_id=report.worker_id,
-            revision=report.revision,
-            role=report.role,
-            num_requests=load.num_running + load.num_waiting + sent.num_requests,
-            waiting_prefill_tokens=load.waiting_prefill_tokens + sent.prefill_tokens,
-            kv_used_tokens=load.kv_used_blocks * report.block_size_tokens + sent.kv_tokens,
-            kv_capacity_tokens=report.kv_capacity_tokens,
-        )
+        self.listed = True
+        self.view.on_report(report)
 
 
 class ClusterView:
@@ -118,7 +80,7 @@ class ClusterView:
             revision: only workers with these weights; None for any.
         """
         return [
-            member.candidate()
+            member.view.candidate()
             for member in self._members.values()
             if member.report.model == model
             and revision in (None, member.report.revision)

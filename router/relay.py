@@ -205,7 +205,7 @@ class _Lap:
     ) -> worker_pb2.PrefillReply:
         request, trace, clock = self._request, self._trace, self._relay.clock
         message = request.leg_message(self._prefill_id(attempt), leg, request.prompt_token_ids)
-        member.count(prefill_tokens=len(request.prompt_token_ids))
+        member.view.count(prefill_tokens=len(request.prompt_token_ids))
         trace.prefill_sent_at_s = clock.now_s()
         try:
             reply = await member.link.prefill(

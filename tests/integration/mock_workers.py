@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -37,30 +40,43 @@ _ids = itertools.count()
 
 
 class MockWorker:
-    """One mock engine with both legs on a port of its own."""
+    """One mock engine with both legs on a port of its own.
 
-    def __init__(self, role: Role, on_pulled, lease_s: float) -> None:
+    Args:
+        engine: settings of the engine that differ from the defaults here.
+        max_requests: requests it holds before it refuses.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        on_pulled,
+        lease_s: float,
+        *,
+        engine: Mapping[str, Any] = MappingProxyType({}),
+        max_requests: int = 1000,
+    ) -> None:
         self.role = role
         self.revision = ""
         self._lease_s = lease_s
         self.worker_id = f"{role.value}-{next(_ids)}"
+        settings = {
+            "worker": WorkerModelConfig(num_kv_blocks=2000, block_size_tokens=16, lease_s=lease_s),
+            "step_time": LinearStepTime(
+                prefill_ms_per_token2=0.0,
+                prefill_ms_per_token=0.02,
+                prefill_base_ms=2.0,
+                decode_base_ms=2.0,
+                decode_ms_per_seq=0.0,
+                decode_ms_per_kv_token=0.0,
+            ),
+        }
         self.engine = MockEngine(
             MockEngineConfig(
-                incarnation=self.worker_id,
-                model=MODEL,
-                worker=WorkerModelConfig(num_kv_blocks=2000, block_size_tokens=16, lease_s=lease_s),
-                step_time=LinearStepTime(
-                    prefill_ms_per_token2=0.0,
-                    prefill_ms_per_token=0.02,
-                    prefill_base_ms=2.0,
-                    decode_base_ms=2.0,
-                    decode_ms_per_seq=0.0,
-                    decode_ms_per_kv_token=0.0,
-                ),
-                on_pulled=on_pulled,
+                incarnation=self.worker_id, model=MODEL, on_pulled=on_pulled, **(settings | dict(engine))
             )
         )
-        self.gate = Gate(max_requests=1000)
+        self.gate = Gate(max_requests=max_requests)
         self.leases = LeaseKeeper(MonotonicClock())
         self.server = grpc.aio.server()
 
@@ -104,7 +120,9 @@ class MockWorker:
             metrics_address="",
             block_size_tokens=info.block_size_tokens,
             num_kv_blocks=info.num_kv_blocks,
+            bytes_per_block=info.bytes_per_block,
             max_num_seqs=info.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
             load=self.engine.load(),
         )
 
@@ -129,18 +147,25 @@ class Answer:
 
 
 class MockCluster:
-    """Prefill and decode workers and one relay."""
+    """Prefill and decode workers and one relay; ``worker`` goes to every :class:`MockWorker`."""
 
     def __init__(
-        self, num_prefill: int, num_decode: int, *, stall_timeout_s: float = 5.0, lease_s: float = 30.0
+        self,
+        num_prefill: int,
+        num_decode: int,
+        *,
+        stall_timeout_s: float = 5.0,
+        lease_s: float = 30.0,
+        prefill_timeout_s: float = 5.0,
+        **worker: Any,
     ) -> None:
-        self.workers = [MockWorker(Role.PREFILL, self._on_pulled, lease_s) for _ in range(num_prefill)]
-        self.workers += [MockWorker(Role.DECODE, self._on_pulled, lease_s) for _ in range(num_decode)]
+        roles = [Role.PREFILL] * num_prefill + [Role.DECODE] * num_decode
+        self.workers = [MockWorker(role, self._on_pulled, lease_s, **worker) for role in roles]
         self._background: set[asyncio.Task[None]] = set()
         clock = MonotonicClock()
         self.clock = clock
         self.view = ClusterView(lambda report, on_load: WorkerLink(report.address, "router", on_load))
-        config = RelayConfig(prefill_timeout_s=5.0, stall_timeout_s=stall_timeout_s)
+        config = RelayConfig(prefill_timeout_s=prefill_timeout_s, stall_timeout_s=stall_timeout_s)
         self.relay = Relay(self.view, LoadBalancingPolicy(random_seed=0), config, clock)
 
     def _on_pulled(self, params: KvParams) -> None:
@@ -167,13 +192,17 @@ class MockCluster:
 
     async def publish(self, *, leave_out: tuple[MockWorker, ...] = ()) -> None:
         """Gives the router a new snapshot and waits until it is attached to everyone in it."""
+        await self.heartbeat(leave_out=leave_out)
+        for member in self.view.members():
+            assert await member.link.wait_up(5.0)
+
+    async def heartbeat(self, *, leave_out: tuple[MockWorker, ...] = ()) -> None:
+        """Gives the router a new snapshot."""
         present = [worker for worker in self.workers if worker not in leave_out]
         epoch = self.view.snapshot.epoch + 1 if self.view.snapshot else 1
         snapshot = Snapshot(incarnation="r", epoch=epoch, workers=tuple(worker.report for worker in present))
         for link in self.view.update(snapshot):
             await link.close()
-        for member in self.view.members():
-            assert await member.link.wait_up(5.0)
 
     async def ask(
         self, prompt: list[int], max_tokens: int = 8, path: Path = Path.REMOTE_EARLY, emit=None

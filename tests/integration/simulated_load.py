@@ -174,7 +174,9 @@ def _report(worker_id: str, role: Role, metrics_address: str) -> WorkerReport:
         metrics_address=metrics_address,
         block_size_tokens=16,
         num_kv_blocks=100,
+        bytes_per_block=1024,
         max_num_seqs=8,
+        max_num_batched_tokens=64,
     )
 
 

@@ -31,7 +31,9 @@ def report(worker_id: str, **changes: object) -> WorkerReport:
         metrics_address="",
         block_size_tokens=16,
         num_kv_blocks=100,
+        bytes_per_block=1024,
         max_num_seqs=8,
+        max_num_batched_tokens=64,
     )
     return replace(base, **changes)
 

@@ -49,7 +49,9 @@ def worker(worker_id: str, role: Role, *, draining: bool = False) -> WorkerRepor
         metrics_address="127.0.0.1:2",
         block_size_tokens=16,
         num_kv_blocks=8,
+        bytes_per_block=1024,
         max_num_seqs=4,
+        max_num_batched_tokens=64,
     )
 
 
