@@ -1,0 +1,1 @@
+"""Recorded and generated loads: reading, writing, cutting, making up."""
