@@ -1,0 +1,34 @@
+"""KV transfers between simulated workers, which share each worker's way in and out."""
+
+from __future__ import annotations
+
+from core.performance_model import KvLink
+
+
+class WorkerLink:
+    """One worker's network interface: full duplex, transfers one after another each way.
+
+    Transfers that share an interface finish on average as fast one after another as side by side, and
+    in total no later; one after another costs one event each.
+    """
+
+    __slots__ = ("free_in_s", "free_out_s", "link", "slowdown")
+
+    def __init__(self, link: KvLink) -> None:
+        self.link = link
+        self.slowdown = 1.0
+        """Transfers take this many times as long."""
+        self.free_in_s = 0.0
+        self.free_out_s = 0.0
+
+
+def transfer(now_s: float, source: WorkerLink, target: WorkerLink, num_bytes: int) -> float:
+    """Books a transfer that is ready now; returns when it ends."""
+    bytes_per_s = min(
+        source.link.bytes_per_s / source.slowdown,
+        target.link.bytes_per_s / target.slowdown,
+    )
+    start_s = max(now_s, source.free_out_s, target.free_in_s)
+    end_s = start_s + num_bytes / bytes_per_s
+    source.free_out_s = target.free_in_s = end_s
+    return end_s + max(source.link.latency_s, target.link.latency_s)

@@ -1,0 +1,1 @@
+"""The best static split of GPUs for a trace."""

@@ -1,0 +1,1 @@
+"""What a simulation run is shown as: figures, plots, a page."""

@@ -1,0 +1,66 @@
+"""The cluster to simulate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from core.errors import ConfigError
+from core.performance_model import KvLink, StepTime
+from core.types import Role
+from core.worker_events import WorkerModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGroup:
+    """Workers of one shape."""
+
+    shape: str
+    profile_name: str = ""
+    """Where the step times come from."""
+    num_workers: Mapping[Role, int]
+    """How many start in each role."""
+    step_time: Mapping[Role, StepTime]
+    worker: WorkerModelConfig
+    kv_bytes_per_token: int
+    link: KvLink
+    """How KV enters and leaves one worker."""
+    gpus_per_worker: float = 1.0
+    startup_s: float = 60.0
+    """From the decision to start a worker to its first request."""
+    allowed_roles: frozenset[Role] = frozenset(Role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """Workers, and what the way to them costs.
+
+    Raises:
+        core.errors.ConfigError: no worker can decode.
+    """
+
+    groups: tuple[WorkerGroup, ...]
+    num_routers: int = 1
+    router_s: float = 0.004
+    """From a request's arrival at a router to the routing decision: HTTP, template, tokenizer."""
+    rpc_s: float = 0.0005
+    """One way between router and worker."""
+    handoff_s: float = 0.001
+    """From a decode worker's taking in a KV handle to the start of its pull."""
+    heartbeat_s: float = 1.0
+    max_ongoing_requests: int = 0
+    """Requests in flight in one router before more are refused; 0 for no limit."""
+    prefill_timeout_s: float = 60.0
+    stall_timeout_s: float = 120.0
+    restart: bool = True
+    """A worker that died comes back after its start-up time."""
+
+    def __post_init__(self) -> None:
+        if not any(group.num_workers.get(Role.DECODE, 0) for group in self.groups):
+            raise ConfigError("no worker decodes: give at least one worker the role decode")
+        for group in self.groups:
+            for role, count in group.num_workers.items():
+                if count and role not in group.allowed_roles:
+                    raise ConfigError(f"shape {group.shape!r} may not take the role {role.value!r}")
+        if self.num_routers < 1:
+            raise ConfigError("num_routers must be at least 1")
