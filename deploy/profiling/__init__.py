@@ -1,0 +1,1 @@
+"""Measuring how fast a worker is: the body of ``baton profile``."""
