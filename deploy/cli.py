@@ -13,12 +13,14 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from core.errors import BatonError, ConfigError
+from deploy.cli_plan import plan
+from deploy.cli_profile import profile
+from deploy.cli_simulate import simulate
+from deploy.cli_targets import only_run, url_of
 
 if TYPE_CHECKING:
     from deploy.config_schema import BatonConfig
-    from deploy.detached import DetachedRun, Reporter
-
-DEFAULT_URL = "http://127.0.0.1:8000"
+    from deploy.detached import Reporter
 
 
 class _Commands(TyperGroup):
@@ -147,7 +149,7 @@ def status(
     from deploy.cli_tables import pools_table, workers_table
     from deploy.cluster import fetch_status
 
-    answer = fetch_status(_url_of(target))
+    answer = fetch_status(url_of(target))
     if as_json:
         typer.echo(json.dumps(answer, indent=1))
         return
@@ -185,7 +187,7 @@ def stop(port: Annotated[int | None, typer.Argument(help="Its port.", show_defau
     from deploy import detached
     from deploy.cli_output import output
 
-    run = detached.find(port) if port is not None else _only_run()
+    run = detached.find(port) if port is not None else only_run()
     if run is None:
         where = "" if port is None else f" on port {port}"
         output().print(f"nothing to stop: no cluster runs in the background{where}")
@@ -214,6 +216,45 @@ def demo(
     run_demo(keep=keep)
 
 
+app.command(
+    epilog="""Examples:
+
+baton simulate --trace requests.csv                             4 + 4 workers of an H200 profile
+
+baton simulate --trace requests.jsonl.gz --rate-scale 2 --html report.html --json -
+
+baton simulate --trace poisson:rate=20,prompt=3000,output=300,duration=10m --prefill 3 --decode 5
+
+baton simulate --trace requests.csv --config cluster.yaml --profile measured.json
+
+baton simulate --trace requests.csv --action '120 kill prefill-0'      a fault on the way
+
+Loads: poisson, bursts, sinusoid, phases, sessions; docs/simulator.md has their grammar."""
+)(simulate)
+
+
+app.command(
+    epilog="""Examples:
+
+baton profile --out h100.json --plot h100.png       a worker of the cluster on this machine
+
+baton profile http://head:8000 --shape h100-tp2
+
+baton profile cluster.yaml --fresh                  an engine of its own, its start timed too"""
+)(profile)
+
+
+app.command(
+    epilog="""Examples:
+
+baton plan --trace requests.csv --gpus 8
+
+baton plan --trace requests.csv --gpus 16 --profile tp2.json --profile tp4.json      mixes of TP sizes too
+
+baton plan --trace requests.csv --ttft-ms 300 --tpot-ms 20 --busiest-minutes 10 --json plan.json"""
+)(plan)
+
+
 def _print_ready(url: str) -> None:
     from deploy.cli_output import output
     from deploy.cli_tables import pools_table
@@ -230,30 +271,6 @@ def _summary(config: BatonConfig) -> str:
         for shape in model.shapes
     )
     return f"model {model.name}, workers {shapes}, port {config.router.port}"
-
-
-def _url_of(target: str | None) -> str:
-    if target is None:
-        run = _only_run()
-        return run.url if run else DEFAULT_URL
-    if target.isdigit():
-        return f"http://127.0.0.1:{target}"
-    if target.startswith(("http://", "https://")):
-        return target.rstrip("/").removesuffix("/v1")
-    from deploy.cluster import service_url
-    from deploy.config import load_config
-
-    return service_url(load_config(target))
-
-
-def _only_run() -> DetachedRun | None:
-    from deploy import detached
-
-    runs = detached.find_all()
-    if len(runs) > 1:
-        ports = ", ".join(str(run.port) for run in runs)
-        raise ConfigError(f"several clusters run in the background; name a port: {ports}")
-    return runs[0] if runs else None
 
 
 def main() -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as LiveProgress
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from core.errors import BatonError, ConfigError
 from deploy.progress import Progress
@@ -84,3 +91,16 @@ def phase_lines() -> Iterator[Progress]:
             live.update(task, description=phase)
 
         yield begin
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal; yields what takes (done, total)."""
+    console = messages()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with LiveProgress(*columns, console=console, transient=True) as live:
+        task = live.add_task(what, total=total)
+        yield lambda done, total: live.update(task, completed=done, total=total)

@@ -104,6 +104,8 @@ class ShapeConfig(_Section):
     """Environment variables of the engine's processes."""
     mock: MockConfig | None = None
     """Only with `engine: mock`."""
+    profile: Name | None = None
+    """Performance profile of its workers, a file or a packaged name: what `baton simulate` computes with."""
 
 
 class ModelConfig(_Section):
