@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks import latency, machine, report, router_ceiling, waterfall
+from benchmarks import fidelity, latency, machine, report, router_ceiling, simulator_speed, waterfall
 from benchmarks.load import LoadGenerator
-from benchmarks.model import PromptMaker, make_bench_model
+from benchmarks.model import CACHE, PromptMaker, make_bench_model
 from benchmarks.servers import PlainVllm, baton_config
 from benchmarks.table import Table
 from deploy.cluster import Cluster
+from deploy.tiny_model import make_tiny_model
 
 app = typer.Typer(help="Benchmarks of Baton; results go to docs/benchmarks.md.", add_completion=False)
 console = Console()
@@ -53,6 +55,42 @@ def router(quick: Quick = False) -> None:
     _finish("router", result, router_ceiling.tables(result), quick)
 
 
+@app.command("fidelity")
+def fidelity_alone(quick: Quick = False) -> None:
+    """The simulator against real, paced engines: TTFT, TPOT and attainment of a bursty load."""
+    from deploy.profiling.command import run_profile
+
+    model_dir = make_tiny_model(CACHE / "tiny-model")
+    config = baton_config(model_dir, **fidelity.shape())
+    seconds = fidelity.QUICK_SECONDS if quick else fidelity.SECONDS
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(_progress())
+        load = stack.enter_context(LoadGenerator())
+        cluster = stack.enter_context(Cluster(config, progress))
+        profile_path = CACHE / "fidelity-profile.json"
+        result = fidelity.measure(
+            load,
+            cluster.url,
+            config.router.port,
+            lambda: run_profile(cluster.url, profile_path, max_minutes=1.5 if quick else 4.0),
+            seconds,
+            progress,
+        )
+    _finish("fidelity", fidelity.as_json(result), fidelity.tables(result), quick, report.SIMULATOR)
+
+
+@app.command("simulator")
+def simulator_alone(quick: Quick = False) -> None:
+    """What a simulation costs, by requests and by workers."""
+    with _progress() as progress:
+        cases = simulator_speed.QUICK_CASES if quick else simulator_speed.CASES
+        costs = simulator_speed.measure(cases, progress)
+    if not quick:
+        simulator_speed.plot(costs, report.SIMULATOR.parent / "images" / "simulator-speed.png")
+    section = "simulator-speed"
+    _finish(section, simulator_speed.as_json(costs), simulator_speed.tables(costs), quick, report.SIMULATOR)
+
+
 def _against_plain_vllm(parts: tuple[str, ...], quick: bool) -> None:
     model_dir = make_bench_model()
     prompts, config = PromptMaker(model_dir, seed=1), baton_config(model_dir)
@@ -80,11 +118,17 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _finish(section: str, result: Mapping[str, Any], tables: list[Table], quick: bool) -> None:
+def _finish(
+    section: str,
+    result: Mapping[str, Any],
+    tables: list[Table],
+    quick: bool,
+    document: Path = report.DOCUMENT,
+) -> None:
     for table in tables:
         console.print(table.rich(), "")
     if not quick:
-        report.save(section, result, tables)
+        report.save(section, result, tables, document)
         facts = machine.describe()
         report.save("machine", facts, [Table("Machine and versions", ["", ""], list(facts.items()))])
 

@@ -63,7 +63,7 @@ class RawAnswer:
 
 def _has_content(event: dict[str, Any]) -> bool:
     """True for tokens; false for the opening event with the role and for the usage at the end."""
-    return any("role" not in choice["delta"] for choice in event["choices"])
+    return any("role" not in choice.get("delta", {}) for choice in event["choices"])
 
 
 def _bodies(chunks: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:

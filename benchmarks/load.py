@@ -61,6 +61,23 @@ class LoadGenerator:
             "port": port, "path": path, "concurrency": concurrency, "keep_times": keep_times,
             "bodies": list(bodies),
         }  # fmt: skip
+        return self._run(job, path)
+
+    def replay(
+        self, port: int, bodies: Sequence[dict[str, Any]], send_at_s: Sequence[float], *, path: str = CHAT
+    ) -> list[Answer]:
+        """Sends each body at its time, seconds from now, whatever became of the ones before it.
+
+        Returns:
+            Answers in the order of ``bodies``.
+
+        Raises:
+            RuntimeError: a request failed.
+        """
+        job = {"port": port, "path": path, "bodies": list(bodies), "send_at_s": list(send_at_s)}
+        return self._run({**job, "keep_times": True}, path)
+
+    def _run(self, job: dict[str, Any], path: str) -> list[Answer]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -132,14 +149,38 @@ def _length(head: bytes) -> int | None:
     return None
 
 
+async def _replay(job: dict[str, Any]) -> list[Answer]:
+    start_s = time.monotonic()
+    idle: list[_Connection] = []
+
+    async def send(body: dict[str, Any], at_s: float) -> RawAnswer:
+        message = _message(job["path"], body)
+        await asyncio.sleep(start_s + at_s - time.monotonic())
+        connection = idle.pop() if idle else await _connect(job)
+        answer = await connection.request(message)
+        idle.append(connection)
+        return answer
+
+    bodies = zip(job["bodies"], job["send_at_s"], strict=True)
+    raw = await asyncio.gather(*(send(body, at_s) for body, at_s in bodies))
+    for connection in idle:
+        connection.transport.close()
+    return [answer.read() for answer in raw]
+
+
+async def _connect(job: dict[str, Any]) -> _Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: _Connection(job["keep_times"]), "127.0.0.1", job["port"]
+    )
+    return connection
+
+
 async def _run(job: dict[str, Any]) -> list[Answer]:
     remaining = iter([(_message(job["path"], body), body.get("max_tokens", 0)) for body in job["bodies"]])
     raw: list[tuple[RawAnswer, int]] = []
 
     async def client() -> None:
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(job["keep_times"]), "127.0.0.1", job["port"]
-        )
+        connection = await _connect(job)
         for message, max_tokens in remaining:
             raw.append((await connection.request(message), max_tokens))
         connection.transport.close()
@@ -174,7 +215,8 @@ def main() -> None:
     import uvloop
 
     for line in sys.stdin.buffer:
-        answers = uvloop.run(_run(json.loads(line)))
+        job = json.loads(line)
+        answers = uvloop.run(_replay(job) if "send_at_s" in job else _run(job))
         sys.stdout.write(json.dumps([asdict(answer) for answer in answers]) + "\n")
         sys.stdout.flush()
 

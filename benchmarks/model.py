@@ -13,20 +13,20 @@ from typing import Any
 from deploy.tiny_model import VOCAB_SIZE, make_tiny_model
 
 NAME = "bench"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
 _WORDS = keyword.kwlist
 
 
 def make_bench_model() -> Path:
     """A 27M-parameter Llama with the demo model's tokenizer, made once and kept in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
-    directory = cache / "bench-model-27m"
+    directory = CACHE / "bench-model-27m"
     if (directory / "config.json").exists():
         return directory
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tiny = make_tiny_model(cache / "tiny-model")
-    scratch = cache / f".bench-model-{os.getpid()}"
+    tiny = make_tiny_model(CACHE / "tiny-model")
+    scratch = CACHE / f".bench-model-{os.getpid()}"
     shutil.copytree(tiny, scratch, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     ids = json.loads((tiny / "config.json").read_text())
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""Where results go: one JSON file, and the marked blocks of docs/benchmarks.md.
+"""Where results go: one JSON file, and the marked blocks of documents.
 
 The text around the blocks is written by hand; a run replaces only the tables it measured.
 """
@@ -14,11 +14,12 @@ from benchmarks.table import Table
 
 _ROOT = Path(__file__).parent.parent
 DOCUMENT = _ROOT / "docs" / "benchmarks.md"
+SIMULATOR = _ROOT / "docs" / "simulator.md"
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 
-def save(section: str, result: Any, tables: Iterable[Table]) -> None:
-    """Keeps a section's figures and puts its tables into the document.
+def save(section: str, result: Any, tables: Iterable[Table], document: Path = DOCUMENT) -> None:
+    """Keeps a section's figures and puts its tables into a document.
 
     Raises:
         ValueError: the document has no block of that name.
@@ -27,14 +28,14 @@ def save(section: str, result: Any, tables: Iterable[Table]) -> None:
     results[section] = result
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(_rounded(results), indent=1) + "\n")
-    text = DOCUMENT.read_text()
+    text = document.read_text()
     begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{DOCUMENT} has no block {begin} ... {end}")
+        raise ValueError(f"{document} has no block {begin} ... {end}")
     body = "\n\n".join(table.markdown() for table in tables)
-    DOCUMENT.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
+    document.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
 
 
 def _rounded(value: Any) -> Any:
