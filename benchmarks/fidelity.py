@@ -2,8 +2,9 @@
 
 The engines are real in everything but speed: each step is padded to what a slow accelerator would take,
 at least ``PACE_FACTOR`` times the step's own CPU time, so that four engines do not slow each other on a
-small machine. The profile is measured on the running cluster; what no profile holds, the front end's
-time, is fitted on one trace; another, bursty trace is the judge.
+small machine. The profile is measured on the running cluster. What no profile holds is fitted on one
+trace: the front end's time, from the median TTFT, and the time from a handoff to its pull, from the
+median TPOT. Another, bursty trace is the judge.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ FIT = "poisson:rate=3.6,prompt=500~1400,output=30~90,duration={seconds}"
 JUDGE = "bursts:rate=3.2,cv=2.5,prompt=500~1400,output=30~90,duration={seconds}"
 SECONDS, QUICK_SECONDS = 150, 30
 VOCABULARY = range(10, 2000)
+MAX_HANDOFF_S = 0.5
+_BISECTIONS = 8
 TARGET_ERROR = 0.15
 TARGET_ATTAINMENT_POINTS = 5.0
 
@@ -88,11 +91,19 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """What no profile holds."""
+
+    router_s: float = 0.0
+    handoff_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
     """Both traces, real and simulated."""
 
-    router_ms: float
-    """The front end's time, fitted on the first trace."""
+    overheads: Overheads
+    """Fitted on the first trace."""
     num_requests: Mapping[str, int]
     real: Mapping[str, Replay]
     simulated: Mapping[str, Figures]
@@ -117,10 +128,10 @@ def measure(
     for name, trace in traces.items():
         progress(f"replaying {trace.name} ({len(trace.requests)} requests)")
         real[name] = replay(load, url, port, trace)
-    router_s = fit_router_s(measured, traces["fit"], real["fit"].figures)
-    simulated = {name: figures_of(run(measured, trace, router_s)) for name, trace in traces.items()}
+    overheads = fit(measured, traces["fit"], real["fit"].figures)
+    simulated = {name: figures_of(run(measured, trace, overheads)) for name, trace in traces.items()}
     return Fidelity(
-        router_ms=router_s * 1e3,
+        overheads=overheads,
         num_requests={name: len(trace.requests) for name, trace in traces.items()},
         real=real,
         simulated=simulated,
@@ -151,18 +162,27 @@ def replay(load: LoadGenerator, url: str, port: int, trace: Trace) -> Replay:
     return Replay(figures=_figures_of_answers(answers), cpu_share=cpu_share)
 
 
-def run(profile: PerformanceProfile, trace: Trace, router_s: float) -> SimulationResult:
+def run(profile: PerformanceProfile, trace: Trace, overheads: Overheads) -> SimulationResult:
     """The same trace on the simulated cluster."""
     cluster = static_cluster(
-        trace, prefill=profile, num_prefill=2, decode=profile, num_decode=2, router_s=router_s
+        trace, prefill=profile, num_prefill=2, decode=profile, num_decode=2, **asdict(overheads)
     )
     return simulate(trace, cluster, seed=1)
 
 
-def fit_router_s(profile: PerformanceProfile, trace: Trace, real: Figures) -> float:
-    """What the front end must take for the simulated median TTFT to be the real one."""
-    without_ms = figures_of(run(profile, trace, 0.0)).ttft_p50_ms
-    return max(0.0, (real.ttft_p50_ms - without_ms) / 1e3)
+def fit(profile: PerformanceProfile, trace: Trace, real: Figures) -> Overheads:
+    """Overheads for which the simulated medians of TTFT and TPOT are the real ones."""
+    without_ms = figures_of(run(profile, trace, Overheads())).ttft_p50_ms
+    router_s = max(0.0, (real.ttft_p50_ms - without_ms) / 1e3)
+    low_s, high_s = 0.0, MAX_HANDOFF_S
+    for _ in range(_BISECTIONS):
+        handoff_s = (low_s + high_s) / 2
+        overheads = Overheads(router_s=router_s, handoff_s=handoff_s)
+        if figures_of(run(profile, trace, overheads)).tpot_p50_ms < real.tpot_p50_ms:
+            low_s = handoff_s
+        else:
+            high_s = handoff_s
+    return Overheads(router_s=router_s, handoff_s=low_s)
 
 
 def figures_of(result: SimulationResult) -> Figures:
@@ -202,7 +222,12 @@ def _wait_idle(url: str, timeout_s: float = 60.0) -> None:
 
 def tables(fidelity: Fidelity) -> list[Table]:
     """Real and simulated, side by side."""
-    result = []
+    overheads = fidelity.overheads
+    fitted = [
+        ("front end, a request", f"{1e3 * overheads.router_s:.0f}"),
+        ("from a handoff to its pull", f"{1e3 * overheads.handoff_s:.0f}"),
+    ]
+    result = [Table("Fitted overheads", ["", "ms"], fitted)]
     for name, what in (("fit", "Poisson arrivals, fitted on"), ("judge", "bursty arrivals, judged on")):
         real, simulated = fidelity.real[name], fidelity.simulated[name]
         rows = []

@@ -151,20 +151,17 @@ def _length(head: bytes) -> int | None:
 
 async def _replay(job: dict[str, Any]) -> list[Answer]:
     start_s = time.monotonic()
-    idle: list[_Connection] = []
 
     async def send(body: dict[str, Any], at_s: float) -> RawAnswer:
         message = _message(job["path"], body)
         await asyncio.sleep(start_s + at_s - time.monotonic())
-        connection = idle.pop() if idle else await _connect(job)
+        connection = await _connect(job)
         answer = await connection.request(message)
-        idle.append(connection)
+        connection.transport.close()
         return answer
 
     bodies = zip(job["bodies"], job["send_at_s"], strict=True)
     raw = await asyncio.gather(*(send(body, at_s) for body, at_s in bodies))
-    for connection in idle:
-        connection.transport.close()
     return [answer.read() for answer in raw]
 
 
