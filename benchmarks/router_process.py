@@ -18,7 +18,7 @@ from router.admin_api import admin_routes
 from router.app import FrontDoor, build_openai_app, front_end_config, parse_front_end_args
 from router.cluster_view import ClusterView
 from router.engine_client import RelayEngineClient
-from router.policy import LoadBalancingPolicy
+from router.policy import LeastLoadPolicy
 from router.relay import Relay, RelayConfig
 from router.trace import TraceLog
 from router.tracker import RequestTracker
@@ -64,14 +64,12 @@ async def _application(arguments: argparse.Namespace) -> Any:
     )
     metrics = RouterMetrics(new_registry(), slo_targets={model: SloTargets(ttft_s=2.0, tpot_s=0.2)})
     link = LINKS[arguments.transport]
-    view = ClusterView(lambda report, on_load: link(report.address, router_id, on_load))
+    view = ClusterView(lambda report, on_load: link(report.address, router_id, on_load), clock)
     workers = [_report(model, Role.PREFILL, address) for address in arguments.prefill]
     workers += [_report(model, Role.DECODE, address) for address in arguments.decode]
     view.update(Snapshot(incarnation="static", epoch=1, workers=tuple(workers)))
     traces = TraceLog()
-    relay = Relay(
-        view, LoadBalancingPolicy(), RelayConfig(prefill_timeout_s=60.0, stall_timeout_s=60.0), clock
-    )
+    relay = Relay(view, LeastLoadPolicy(), RelayConfig(prefill_timeout_s=60.0, stall_timeout_s=60.0), clock)
     client = RelayEngineClient(
         front_end_config(args), model, relay, RequestTracker(metrics, traces, clock), clock, router_id
     )

@@ -66,9 +66,14 @@ class DecodeBatch:
         while self._finishes and not self._is_live(self._finishes[0]):
             heapq.heappop(self._finishes)
         num_steps = min(max_steps, self._finishes[0][0] - self.tick)
-        while self.num_new_blocks(num_steps) > num_free_blocks:
+        while not self.fits(num_steps, num_free_blocks):
             num_steps //= 2
         return num_steps
+
+    def fits(self, num_steps: int, num_free_blocks: int) -> bool:
+        """Whether the next steps begin no more KV blocks than are free."""
+        at_most = len(self._members) * -(-num_steps // len(self._block_starts))
+        return at_most <= num_free_blocks or self.num_new_blocks(num_steps) <= num_free_blocks
 
     def advance(self, num_steps: int) -> list[SequenceState]:
         """Counts steps done; returns the members that finished, removed and settled."""

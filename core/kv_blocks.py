@@ -20,8 +20,8 @@ class KvBlocks:
 
     __slots__ = (
         "_blocks_per_piece",
-        "_cache",
         "block_size_tokens",
+        "cache",
         "hash_block_tokens",
         "num_blocks",
         "num_used",
@@ -33,7 +33,7 @@ class KvBlocks:
         self.hash_block_tokens = hash_block_tokens
         self.num_used = 0
         self._blocks_per_piece = hash_block_tokens // block_size_tokens
-        self._cache = PrefixCache()
+        self.cache = PrefixCache()
 
     @property
     def num_free(self) -> int:
@@ -47,13 +47,13 @@ class KvBlocks:
         """
         hashes = seq.spec.block_hashes
         # The last token is computed even if cached: the next one is sampled from it.
-        num_hits = self._cache.match(hashes, (seq.num_tokens - 1) // self.hash_block_tokens)
+        num_hits = self.cache.match(hashes, (seq.num_tokens - 1) // self.hash_block_tokens)
         prefix = list(hashes[:num_hits])
         num_owned = -(-seq.num_tokens // self.block_size_tokens) - num_hits * self._blocks_per_piece
-        num_revived = self._cache.count_idle(prefix) * self._blocks_per_piece
+        num_revived = self.cache.count_idle(prefix) * self._blocks_per_piece
         if num_owned + num_revived + num_reserved > self.num_free:
             return False
-        self.num_used += self._cache.share(prefix) * self._blocks_per_piece
+        self.num_used += self.cache.share(prefix) * self._blocks_per_piece
         self.take(num_owned)
         seq.num_owned = num_owned
         seq.shared = prefix
@@ -65,8 +65,8 @@ class KvBlocks:
         """Puts free blocks in use, evicting cached prefixes where they lie."""
         assert 0 <= num_blocks <= self.num_free, "more KV blocks than there are"
         self.num_used += num_blocks
-        while self.num_used + self._cache.num_idle * self._blocks_per_piece > self.num_blocks:
-            self._cache.evict_oldest()
+        while self.num_used + self.cache.num_idle * self._blocks_per_piece > self.num_blocks:
+            self.cache.evict_oldest()
 
     def publish(self, seq: SequenceState) -> None:
         """Offers the sequence's newly full pieces to the prefix cache.
@@ -79,14 +79,14 @@ class KvBlocks:
         num_full = seq.kv_tokens // self.hash_block_tokens
         for piece in hashes[seq.num_published : num_full]:
             seq.num_published += 1
-            if self._cache.publish(piece):
+            if self.cache.publish(piece):
                 seq.num_owned -= self._blocks_per_piece
                 seq.shared.append(piece)
 
     def free(self, seq: SequenceState) -> None:
         """Ends the use of all the sequence holds; its full pieces stay cached while there is room."""
         self.publish(seq)
-        num_freed = seq.num_owned + self._cache.unshare(seq.shared) * self._blocks_per_piece
+        num_freed = seq.num_owned + self.cache.unshare(seq.shared) * self._blocks_per_piece
         assert 0 <= num_freed <= self.num_used, "more KV blocks given back than were in use"
         self.num_used -= num_freed
         seq.num_owned, seq.shared, seq.num_published, seq.kv_tokens = 0, [], 0, 0

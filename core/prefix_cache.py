@@ -16,9 +16,11 @@ class PrefixCache:
     needed, and of one sequence's pieces the last is evicted first.
     """
 
-    __slots__ = ("_idle", "_num_users")
+    __slots__ = ("_idle", "_num_users", "changes")
 
     def __init__(self) -> None:
+        self.changes: list[tuple[BlockHash, bool]] | None = None
+        """A list notes every piece that becomes resident (True) or is evicted (False); None notes nothing."""
         self._num_users: dict[BlockHash, int] = {}
         self._idle: dict[BlockHash, None] = {}
 
@@ -62,9 +64,13 @@ class PrefixCache:
         if piece in self._num_users:
             return False
         self._num_users[piece] = 1
+        if self.changes is not None:
+            self.changes.append((piece, True))
         return True
 
     def evict_oldest(self) -> None:
         piece = next(iter(self._idle))
         del self._idle[piece]
         del self._num_users[piece]
+        if self.changes is not None:
+            self.changes.append((piece, False))

@@ -121,7 +121,7 @@ class Scheduler:
         return prefilled
 
     def _make_room_for_decodes(self, schedule: Schedule) -> None:
-        while self.decodes.num_new_blocks(1) > self.blocks.num_free:
+        while not self.decodes.fits(1, self.blocks.num_free):
             victim = self.decodes.last_in_rank()
             if self._partial is not None and self._partial.rank > victim.rank:
                 victim, self._partial = self._partial, None

@@ -27,6 +27,7 @@ from dataclasses import replace
 from core.errors import Draining, Overloaded, WorkerLost
 from core.kv_pins import KvPins
 from core.performance_model import StepTime
+from core.prefix_cache import BlockHash
 from core.scheduler import Schedule, Scheduler
 from core.sequence_state import SequenceState, Stage
 from core.types import WorkerLoad
@@ -278,6 +279,18 @@ class WorkerModel:
     def drained(self) -> bool:
         """No sequence is here, no KV is pinned, no pull is under way."""
         return not (self._sequences or self._pins or self._pulling)
+
+    def note_cache_changes(self) -> None:
+        """From now on ``take_cache_changes`` says what the prefix cache does."""
+        self._scheduler.blocks.cache.changes = []
+
+    def take_cache_changes(self) -> list[tuple[BlockHash, bool]]:
+        """Pieces that became resident (True) or were evicted (False) since the last call, in order."""
+        cache = self._scheduler.blocks.cache
+        if not cache.changes:
+            return []
+        changes, cache.changes = cache.changes, []
+        return changes
 
     def next_deadline_s(self) -> float | None:
         """When the next lease ends or a stall is over: expire leases then, and plan if nothing runs."""

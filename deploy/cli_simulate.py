@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from router.policies import DEFAULT_POLICY, POLICY_NAMES, make_policy
+
 if TYPE_CHECKING:
     from simulator.result import SimulationResult
 
@@ -78,6 +80,9 @@ def simulate(
     duration_s: DurationOption = None,
     num_requests: RequestsOption = None,
     columns: ColumnsOption = "",
+    policy: Annotated[
+        str, typer.Option("--policy", help=f"Routing policy: {', '.join(POLICY_NAMES)}.")
+    ] = DEFAULT_POLICY,
     action: Annotated[
         list[str] | None,
         typer.Option("--action", metavar="ACTION", help="A fault or a change, such as '120 kill SHAPE-0'."),
@@ -96,6 +101,7 @@ def simulate(
     from simulator.traces.writer import write_trace
 
     check_outputs(json_file, html_file, save_trace)
+    make_policy(policy)
     actions = [action_from_text(text) for text in action or ()]
     setup = set_up(
         TraceOptions(
@@ -121,9 +127,14 @@ def simulate(
         write_trace(setup.trace, save_trace)
     with simulation_progress(len(setup.trace.requests)) as on_progress:
         result = run_simulation(
-            setup.trace, setup.cluster, actions=actions, seed=seed, on_progress=on_progress
+            setup.trace,
+            setup.cluster,
+            make_policy=lambda router_seed: make_policy(policy, router_seed),
+            actions=actions,
+            seed=seed,
+            on_progress=on_progress,
         )
-    settings = {**setup.settings, "actions": action or []}
+    settings = {**setup.settings, "policy": policy, "actions": action or []}
     summary = summarize(result, setup.slo, settings=settings)
     if html_file is not None:
         started_s = time.perf_counter()

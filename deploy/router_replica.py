@@ -15,7 +15,7 @@ from core.types import Snapshot
 from deploy.node import node_host
 from deploy.settings import RouterSettings
 from router.cluster_view import ClusterView
-from router.policy import LoadBalancingPolicy
+from router.policy import LeastLoadPolicy
 from router.trace import TraceLog
 from router.worker_link import WorkerLink
 from telemetry.exporter import new_registry, start_exporter
@@ -69,11 +69,13 @@ class RouterReplica:
             slo_targets={settings.model: SloTargets(ttft_s=settings.ttft_slo_s, tpot_s=settings.tpot_slo_s)},
         )
         self._exporter = start_exporter(node_host(self._settings.bind_host), metrics_registry)
-        self._view = ClusterView(lambda report, on_load: WorkerLink(report.address, self._router_id, on_load))
+        self._view = ClusterView(
+            lambda report, on_load: WorkerLink(report.address, self._router_id, on_load), clock
+        )
         traces = TraceLog()
         relay = Relay(
             self._view,
-            LoadBalancingPolicy(),
+            LeastLoadPolicy(),
             RelayConfig(
                 prefill_timeout_s=settings.prefill_timeout_s, stall_timeout_s=settings.stall_timeout_s
             ),

@@ -110,15 +110,15 @@ def set_up(trace_options: TraceOptions, options: ClusterOptions) -> SimulationSe
         settings["config"] = str(options.config_file)
     else:
         cluster, slo = _built_in(trace, options)
+    slo = slo_of(options.ttft_ms, options.tpot_ms, slo)
+    cluster = replace(cluster, ttft_slo_s=slo.ttft_s, tpot_slo_s=slo.tpot_s)
     settings["profiles"] = {group.shape: group.profile_name for group in cluster.groups}
     settings["workers"] = {
         group.shape: {role.value: count for role, count in group.num_workers.items()}
         for group in cluster.groups
     }
     settings["routers"] = cluster.num_routers
-    return SimulationSetup(
-        trace=trace, cluster=cluster, slo=slo_of(options.ttft_ms, options.tpot_ms, slo), settings=settings
-    )
+    return SimulationSetup(trace=trace, cluster=cluster, slo=slo, settings=settings)
 
 
 def slo_of(ttft_ms: float | None, tpot_ms: float | None, default: Slo = DEFAULT_SLO) -> Slo:

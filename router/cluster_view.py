@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from core.clock import Clock
 from core.types import Snapshot, WorkerReport
-from router.policy import Candidate
+from router.routing import Candidate
+from router.step_times import StepTimes
 from router.worker_link import OnLoad, WorkerLink
 from router.worker_view import WorkerView
 
@@ -15,8 +17,10 @@ MakeLink = Callable[[WorkerReport, OnLoad], WorkerLink]
 class Member:
     """One worker start."""
 
-    def __init__(self, report: WorkerReport, make_link: MakeLink) -> None:
-        self.view = WorkerView(report)
+    def __init__(
+        self, report: WorkerReport, make_link: MakeLink, clock: Clock, step_times: StepTimes
+    ) -> None:
+        self.view = WorkerView(report, clock, step_times)
         self.listed = True
         """False once a snapshot came without it: offered nothing new, but what runs there goes on."""
         self.link = make_link(report, self.view.on_load)
@@ -33,8 +37,10 @@ class Member:
 class ClusterView:
     """Members by worker id; only :meth:`update` changes who they are."""
 
-    def __init__(self, make_link: MakeLink) -> None:
+    def __init__(self, make_link: MakeLink, clock: Clock, step_times: StepTimes | None = None) -> None:
         self._make_link = make_link
+        self._clock = clock
+        self._step_times = step_times or StepTimes()
         self._members: dict[str, Member] = {}
         self.snapshot: Snapshot | None = None
 
@@ -64,7 +70,7 @@ class ClusterView:
             if worker_id in self._members:
                 self._members[worker_id].on_report(report)
             else:
-                self._members[worker_id] = Member(report, self._make_link)
+                self._members[worker_id] = Member(report, self._make_link, self._clock, self._step_times)
         return closed
 
     def member(self, worker_id: str) -> Member | None:

@@ -25,8 +25,8 @@ from engine.wire import delta_from_proto
 from router.background import Background
 from router.cluster_view import ClusterView, Member
 from router.decode_attempt import DecodeAttempt
-from router.policy import Candidate, LoadBalancingPolicy
 from router.relay_request import Emit, Handoff, RelayRequest
+from router.routing import Candidate, RoutingPolicy, RoutingRequest
 from router.sampling import (
     LegParams,
     after_first_token_leg,
@@ -55,9 +55,7 @@ class RelayConfig:
 class Relay:
     """Runs requests against the workers in a view."""
 
-    def __init__(
-        self, view: ClusterView, policy: LoadBalancingPolicy, config: RelayConfig, clock: Clock
-    ) -> None:
+    def __init__(self, view: ClusterView, policy: RoutingPolicy, config: RelayConfig, clock: Clock) -> None:
         self.view = view
         self.policy = policy
         self.config = config
@@ -127,7 +125,7 @@ class _Lap:
     async def _prefill_only(self) -> None:
         tried: list[str] = []
         while True:
-            worker_id = self._relay.policy.choose_prefill_only(self._candidates(), tried)
+            worker_id = self._relay.policy.choose_prefill_only(self._candidates(), self._routing(), tried)
             self._trace.prefill_worker = worker_id
             try:
                 leg = local_leg(self._request.params)
@@ -144,8 +142,7 @@ class _Lap:
         """Tries prefill workers; without a handoff afterwards, the decode worker prefills by itself."""
         tried: list[str] = []
         while len(tried) < _MAX_ATTEMPTS:
-            prompt_tokens = len(self._request.prompt_token_ids)
-            decision = self._relay.policy.choose(self._candidates(), prompt_tokens, tried)
+            decision = self._relay.policy.choose(self._candidates(), self._routing(), tried)
             if decision.prefill_worker is None:
                 self._note_fallback("no_prefill_worker", "", decision.reason)
                 return
@@ -205,7 +202,9 @@ class _Lap:
     ) -> worker_pb2.PrefillReply:
         request, trace, clock = self._request, self._trace, self._relay.clock
         message = request.leg_message(self._prefill_id(attempt), leg, request.prompt_token_ids)
-        member.view.count(prefill_tokens=len(request.prompt_token_ids))
+        prompt_tokens = len(request.prompt_token_ids)
+        predicted_s = member.view.predicted_prefill_s(prompt_tokens, 0)
+        member.view.prefill_sent(message.request_id, prompt_tokens, predicted_s)
         trace.prefill_sent_at_s = clock.now_s()
         try:
             reply = await member.link.prefill(
@@ -215,6 +214,8 @@ class _Lap:
             if keep_kv:  # the answer may have crossed the cancellation
                 self._relay.background.start(member.link.release([message.request_id]))
             raise
+        finally:
+            member.view.prefill_ended(message.request_id)
         trace.prefill_done_at_s = clock.now_s()
         trace.prefill_queue_s, trace.prefill_s = reply.delta.queue_s, reply.delta.prefill_s
         trace.cached_tokens = reply.delta.num_cached_tokens
@@ -270,9 +271,7 @@ class _Lap:
         """The worker chosen with the prefill worker, or another one."""
         member = self._decode_worker()
         if member is None or self._trace.decode_worker in tried:
-            decision = self._relay.policy.choose(
-                self._candidates(), len(self._request.prompt_token_ids), tried
-            )
+            decision = self._relay.policy.choose(self._candidates(), self._routing(), tried)
             self._trace.decode_worker = decision.decode_worker
             member = self._member(decision.decode_worker)
         return member
@@ -285,6 +284,11 @@ class _Lap:
         if self._revision is None:
             self._revision = self._relay.policy.choose_revision(view.candidates(model))
         return view.candidates(model, self._revision)
+
+    def _routing(self) -> RoutingRequest:
+        """The request as the policy sees it now."""
+        now_s = self._relay.clock.now_s()
+        return RoutingRequest(prompt_tokens=len(self._request.prompt_token_ids), now_s=now_s)
 
     def _decode_worker(self) -> Member | None:
         return self._relay.view.member(self._trace.decode_worker)

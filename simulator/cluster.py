@@ -22,14 +22,20 @@ from simulator.recorder import Recorder
 from simulator.result import ClusterEvent
 from simulator.router import SimulatedRouter
 from simulator.spec import ClusterSpec, WorkerGroup
-from simulator.worker import SimulatedWorker
+from simulator.worker import CacheChanges, SimulatedWorker
 
 
 class SimulatedCluster:
     """Workers by id. Ids are shape and number: ``default-0``; those that prefill first come first."""
 
     def __init__(
-        self, spec: ClusterSpec, queue: EventQueue, recorder: Recorder, routers: Sequence[SimulatedRouter]
+        self,
+        spec: ClusterSpec,
+        queue: EventQueue,
+        recorder: Recorder,
+        routers: Sequence[SimulatedRouter],
+        *,
+        caches_shared: bool,
     ) -> None:
         self.spec = spec
         self.queue = queue
@@ -39,6 +45,8 @@ class SimulatedCluster:
         self.num_role_switches = 0
         self.num_starting = 0
         self._routers = routers
+        self._caches_shared = caches_shared
+        """Whether routers want to know what workers' prefix caches hold."""
         self._groups = {group.shape: group for group in spec.groups}
         self._workers: dict[str, SimulatedWorker] = {}
         self._gone: list[SimulatedWorker] = []
@@ -182,9 +190,20 @@ class SimulatedCluster:
 
     def _join(self, worker_id: str, group: WorkerGroup, role: Role) -> None:
         self._num_starts += 1
-        self._workers[worker_id] = SimulatedWorker(
-            worker_id, str(self._num_starts), group, role, self.queue, self.recorder
-        )
+        worker = SimulatedWorker(worker_id, str(self._num_starts), group, role, self.queue, self.recorder)
+        self._workers[worker_id] = worker
+        if self._caches_shared:
+            worker.model.note_cache_changes()
+            worker.on_cache_changes = self._on_cache_changes
+
+    def _on_cache_changes(self, worker: SimulatedWorker, changes: CacheChanges) -> None:
+        self.queue.at(self.queue.now_s + self.spec.cache_feed_s, self._feed, worker, changes)
+
+    def _feed(self, now_s: float, worker: SimulatedWorker, changes: CacheChanges) -> None:
+        """What a worker's cache holds reaches the routers, unless it died meanwhile."""
+        if self._workers.get(worker.worker_id) is worker:
+            for router in self._routers:
+                router.on_cache_changes(worker.worker_id, changes)
 
     def _leave(self, worker: SimulatedWorker) -> None:
         del self._workers[worker.worker_id]

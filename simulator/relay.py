@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from core.errors import NoWorkerAvailable, RequestRefused, WorkerLost
@@ -9,6 +10,7 @@ from core.request import Path
 from core.types import WorkerLoad
 from core.worker_events import KvPull, Prefilled, SequenceSpec
 from router.disaggregation import SamplingFacts, choose_path
+from router.routing import RoutingRequest
 from simulator.event_queue import EventQueue
 from simulator.legs import DecodeLeg, PinnedKv, PrefillLeg
 from simulator.promise import Promise
@@ -40,6 +42,7 @@ class Lap:
 
     __slots__ = (
         "_attempt",
+        "_cached_tokens",
         "_cluster",
         "_decode_id",
         "_first_token_s",
@@ -65,6 +68,7 @@ class Lap:
         self._attempt = 0
         """Legs begun: an answer of an earlier one is ignored."""
         self._decode_id = ""
+        self._cached_tokens: Mapping[str, int] = {}
         self._promise = Promise(str(index))
         self._source: PinnedKv | None = None
         self._prefilled: Prefilled | None = None
@@ -94,7 +98,7 @@ class Lap:
 
     def _prefill_only(self, now_s: float) -> None:
         try:
-            worker_id = self._router.choose_prefill_only(self._tried)
+            worker_id = self._router.choose_prefill_only(self._routing(now_s), self._tried)
         except NoWorkerAvailable:
             self._give_up(now_s)
             return
@@ -105,7 +109,7 @@ class Lap:
             self._decode_locally(now_s)
             return
         try:
-            decision = self._router.choose(self._request.prompt_tokens, self._tried)
+            decision = self._router.choose(self._routing(now_s), self._tried)
         except NoWorkerAvailable:
             self._give_up(now_s)
             return
@@ -119,8 +123,12 @@ class Lap:
         self._send_prefill(now_s, decision.prefill_worker, keep_kv=True)
 
     def _send_prefill(self, now_s: float, worker_id: str, *, keep_kv: bool) -> None:
-        self._router.count(worker_id, prefill_tokens=self._request.prompt_tokens)
         self._attempt += 1
+        cached_tokens = self._cached_tokens.get(worker_id, 0)
+        self._router.prefill_sent(
+            worker_id, self._prefill_id(self._attempt), self._request.prompt_tokens, cached_tokens
+        )
+        self._router.prefix_sent(worker_id, self._request)
         self.queue.at(now_s + self.rpc_s, self._submit_prefill, worker_id, self._attempt, keep_kv)
 
     def _submit_prefill(self, now_s: float, worker_id: str, attempt: int, keep_kv: bool) -> None:
@@ -143,6 +151,7 @@ class Lap:
             self.queue.at(now_s + self.rpc_s, self.prefill_failed, worker_id, attempt)
             return
         except ValueError:  # longer than the worker's whole cache: an error to the client
+            self._router.prefill_ended(worker_id, self._prefill_id(attempt))
             self._give_up(now_s)
             return
         self.queue.at(now_s + self._cluster.spec.prefill_timeout_s, self._prefill_late, worker, attempt)
@@ -156,6 +165,7 @@ class Lap:
 
     def prefill_failed(self, now_s: float, worker_id: str, attempt: int) -> None:
         """The worker refused, died or was late: another one, or the decode worker by itself."""
+        self._router.prefill_ended(worker_id, self._prefill_id(attempt))
         if attempt != self._attempt:
             return
         self._tried.append(worker_id)
@@ -171,6 +181,7 @@ class Lap:
     ) -> None:
         """The first token, and usually a handle, reached the router."""
         self._router.on_load(worker.worker_id, load)
+        self._router.prefill_ended(worker.worker_id, self._prefill_id(attempt))
         source = PinnedKv(worker, self._prefill_id(attempt))
         if attempt != self._attempt:
             source.release()
@@ -200,12 +211,15 @@ class Lap:
     def _send_decode(self, now_s: float) -> None:
         if self._cluster.worker(self._decode_id) is None or self._decode_id in self._tried:
             try:
-                decision = self._router.choose(self._request.prompt_tokens, self._tried)
+                decision = self._router.choose(self._routing(now_s), self._tried)
             except NoWorkerAvailable:
                 self._give_up(now_s)
                 return
             self._decode_id = decision.decode_worker
-        self._router.count(self._decode_id, kv_tokens=self._request.prompt_tokens)
+        prompt_tokens = self._request.prompt_tokens
+        cached_tokens = self._cached_tokens.get(self._decode_id, 0)
+        computed_tokens = prompt_tokens - cached_tokens if self._source is None else 0
+        self._router.decode_sent(self._decode_id, prompt_tokens, computed_tokens, cached_tokens)
         self._attempt += 1
         self.queue.at(now_s + self.rpc_s, self._submit_decode, self._attempt)
 
@@ -302,6 +316,18 @@ class Lap:
         self._cluster.pulls.begin(now_s, self._index, pull, leg.source, target)
 
     # Shared.
+
+    def _routing(self, now_s: float) -> RoutingRequest:
+        """The request as the policy sees it now."""
+        self._cached_tokens = self._router.cached_tokens(self._request, self._cluster.spec.piece_tokens)
+        return RoutingRequest(
+            prompt_tokens=self._request.prompt_tokens,
+            now_s=now_s,
+            waited_s=now_s - self._request.arrival_s,
+            cached_tokens=self._cached_tokens,
+            ttft_slo_s=self._cluster.spec.ttft_slo_s,
+            tpot_slo_s=self._cluster.spec.tpot_slo_s,
+        )
 
     def _prefill_id(self, attempt: int) -> str:
         return f"{self._index}.p{attempt}"

@@ -2,57 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
 
 from core.types import WorkerLoad, WorkerReport
-from router.policy import Candidate, Decision, LoadBalancingPolicy
+from router.prefix_guess import PrefixKnowledge
+from router.routing import Candidate, Decision, RoutingPolicy, RoutingRequest
+from router.step_times import StepTimes
 from router.worker_view import WorkerView
+from simulator.event_queue import EventQueue
+from simulator.traces.trace import TraceRequest
+from simulator.worker import CacheChanges
+
+_MAX_PIECES = 2_000_000
+"""Of prompts, known at a time."""
 
 
 class SimulatedRouter:
     """Views of the workers in the last snapshot, less those whose connection broke since."""
 
-    def __init__(self, policy: LoadBalancingPolicy) -> None:
+    def __init__(self, policy: RoutingPolicy, queue: EventQueue, step_times: StepTimes) -> None:
         self.num_ongoing = 0
         """Requests in flight."""
         self._policy = policy
+        self._queue = queue
+        self._step_times = step_times
         self._views: dict[str, WorkerView] = {}
+        self._candidates: dict[str, Candidate] = {}
+        self._changed: dict[str, None] = {}
+        """Workers whose candidates are out of date."""
+        self._prefixes = PrefixKnowledge(max_blocks=_MAX_PIECES)
+
+    def now_s(self) -> float:
+        """The virtual clock, for the parts that read one."""
+        return self._queue.now_s
 
     def on_report(self, report: WorkerReport) -> None:
         """A snapshot brings news of a worker."""
+        self._changed[report.worker_id] = None
         view = self._views.get(report.worker_id)
         if view is None or view.report.incarnation != report.incarnation:
-            self._views[report.worker_id] = WorkerView(report)
+            self._views[report.worker_id] = WorkerView(report, self, self._step_times)
+            self._prefixes.remove_worker(report.worker_id)
+            self._prefixes.set_worker(report.worker_id, report.num_kv_blocks)
+            self._prefixes.replace(report.worker_id, np.empty(0, dtype=np.uint64))
         else:
             view.on_report(report)
 
     def on_load(self, worker_id: str, load: WorkerLoad) -> None:
         """A worker piggybacked its load on an answer."""
         if (view := self._views.get(worker_id)) is not None:
+            self._changed[worker_id] = None
             view.on_load(load)
+
+    def on_cache_changes(self, worker_id: str, changes: CacheChanges) -> None:
+        """A worker's prefix cache has changed: pieces came (True) and went (False), in this order."""
+        if worker_id not in self._views:
+            return
+        for came, run in groupby(changes, key=itemgetter(1)):
+            states = np.array([piece for piece, _ in run], dtype=np.uint64)
+            (self._prefixes.store if came else self._prefixes.evict)(worker_id, states)
 
     def forget(self, worker_id: str) -> None:
         """The connection to a worker broke, or it left."""
         self._views.pop(worker_id, None)
+        self._changed[worker_id] = None
+        self._prefixes.remove_worker(worker_id)
 
-    def count(self, worker_id: str, *, prefill_tokens: int = 0, kv_tokens: int = 0) -> None:
-        """Notes a request that is being sent."""
+    def cached_tokens(self, request: TraceRequest, piece_tokens: int) -> Mapping[str, int]:
+        """How many leading prompt tokens each worker has cached, as far as this router can tell."""
+        if not request.block_hashes:
+            return {}
+        states = np.array(request.block_hashes, dtype=np.uint64)
+        matched = self._prefixes.match(states, self._queue.now_s)
+        return {worker_id: piece_tokens * num for worker_id, num in matched.items()}
+
+    def prefix_sent(self, worker_id: str, request: TraceRequest) -> None:
+        """A worker will soon hold the prompt's pieces."""
+        if request.block_hashes and worker_id in self._views:
+            states = np.array(request.block_hashes, dtype=np.uint64)
+            self._prefixes.sent(worker_id, states, self._queue.now_s)
+
+    def prefill_sent(self, worker_id: str, request_id: str, prompt_tokens: int, cached_tokens: int) -> None:
+        """A prompt is being sent."""
         if (view := self._views.get(worker_id)) is not None:
-            view.count(prefill_tokens=prefill_tokens, kv_tokens=kv_tokens)
+            self._changed[worker_id] = None
+            predicted_s = view.predicted_prefill_s(prompt_tokens, cached_tokens)
+            view.prefill_sent(request_id, prompt_tokens, predicted_s)
 
-    def choose(self, prompt_tokens: int, tried: Sequence[str]) -> Decision:
+    def prefill_ended(self, worker_id: str, request_id: str) -> None:
+        """Its answer is here, or none will come."""
+        if (view := self._views.get(worker_id)) is not None:
+            self._changed[worker_id] = None
+            view.prefill_ended(request_id)
+
+    def decode_sent(self, worker_id: str, kv_tokens: int, computed_tokens: int, cached_tokens: int) -> None:
+        """A decode leg is being sent; the worker computes ``computed_tokens`` of the prompt itself."""
+        if (view := self._views.get(worker_id)) is not None:
+            self._changed[worker_id] = None
+            local_s = 0.0
+            if computed_tokens:
+                local_s = view.predicted_prefill_s(cached_tokens + computed_tokens, cached_tokens)
+            view.decode_sent(kv_tokens, local_s)
+
+    def choose(self, request: RoutingRequest, tried: Sequence[str]) -> Decision:
         """
         Raises:
             core.errors.NoWorkerAvailable: no worker can decode.
         """
-        return self._policy.choose(self._candidates(), prompt_tokens, tried)
+        return self._policy.choose(self._usable(), request, tried)
 
-    def choose_prefill_only(self, tried: Sequence[str]) -> str:
+    def choose_prefill_only(self, request: RoutingRequest, tried: Sequence[str]) -> str:
         """
         Raises:
             core.errors.NoWorkerAvailable: there is no worker at all.
         """
-        return self._policy.choose_prefill_only(self._candidates(), tried)
+        return self._policy.choose_prefill_only(self._usable(), request, tried)
 
-    def _candidates(self) -> list[Candidate]:
-        return [view.candidate() for view in self._views.values() if not view.report.draining]
+    def _usable(self) -> list[Candidate]:
+        """Workers that a request can be sent to now; only those that changed are looked at again."""
+        for worker_id in self._changed:
+            view = self._views.get(worker_id)
+            if view is None or view.report.draining:
+                self._candidates.pop(worker_id, None)
+            else:
+                self._candidates[worker_id] = view.candidate()
+        self._changed.clear()
+        return list(self._candidates.values())

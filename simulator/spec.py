@@ -29,6 +29,8 @@ class WorkerGroup:
     startup_s: float = 60.0
     """From the decision to start a worker to its first request."""
     allowed_roles: frozenset[Role] = frozenset(Role)
+    assumed_step_time: StepTime | None = None
+    """What routers take its steps to last before they have observed any; None: what they do last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,9 @@ class ClusterSpec:
 
     groups: tuple[WorkerGroup, ...]
     num_routers: int = 1
+    ttft_slo_s: float = float("inf")
+    tpot_slo_s: float = float("inf")
+    """Targets that routers route for."""
     router_s: float = 0.004
     """From a request's arrival at a router to the routing decision: HTTP, template, tokenizer."""
     rpc_s: float = 0.0005
@@ -48,12 +53,27 @@ class ClusterSpec:
     handoff_s: float = 0.001
     """From a decode worker's taking in a KV handle to the start of its pull."""
     heartbeat_s: float = 1.0
+    cache_feed_s: float = 0.05
+    """From a change of a worker's prefix cache until routers know of it."""
     max_ongoing_requests: int = 0
     """Requests in flight in one router before more are refused; 0 for no limit."""
     prefill_timeout_s: float = 60.0
     stall_timeout_s: float = 120.0
     restart: bool = True
     """A worker that died comes back after its start-up time."""
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens under one name of the trace's prompt pieces."""
+        worker = self.groups[0].worker
+        return worker.hash_block_tokens or worker.block_size_tokens
+
+    def assumed_step_time(self, shape: str) -> StepTime | None:
+        """What routers take a shape's steps to last before they have observed any."""
+        for group in self.groups:
+            if group.shape == shape:
+                return group.assumed_step_time or next(iter(group.step_time.values()))
+        return None
 
     def __post_init__(self) -> None:
         if not any(group.num_workers.get(Role.DECODE, 0) for group in self.groups):

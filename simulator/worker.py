@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from core.errors import Draining, Overloaded
 from core.performance_model import PrefillChunk, StepTime
+from core.prefix_cache import BlockHash
 from core.types import Role, WorkerLoad, WorkerReport
 from core.worker_events import Finished, KvPull, Prefilled, SequenceSpec, StepResult
 from core.worker_model import WorkerModel
@@ -16,11 +18,15 @@ from simulator.links import WorkerLink
 from simulator.recorder import Recorder
 from simulator.spec import WorkerGroup
 
-_STEPS_AT_ONCE = 64
-"""Decode steps planned together; an event in between cuts them."""
+_MIN_STEPS, _MAX_STEPS = 8, 256
+"""Decode steps planned together: twice as many as the last time, fewer if an event cut them."""
 _QUEUE_FACTOR = 4
 """Requests a worker holds at most, in batches (``deploy/worker_replica.py``)."""
 _RESERVATION_TTL_S = 60.0
+
+
+CacheChanges = list[tuple[BlockHash, bool]]
+"""Pieces of the prefix cache that became resident (True) or were evicted (False), in order."""
 
 
 class Leg(Protocol):
@@ -118,6 +124,8 @@ class SimulatedWorker:
         """Routers that get tokens from here, and with them its load; with how many requests."""
         self.num_steps = 0
         """Steps done; whoever decodes got a token at each."""
+        self.on_cache_changes: Callable[[SimulatedWorker, CacheChanges], None] | None = None
+        """Told what the prefix cache does, once ``model.note_cache_changes`` has been called."""
         self.kept_pins: set[str] = set()
         """Pinned KV whose lease a living decode worker renews."""
         self._incarnation = incarnation
@@ -126,6 +134,7 @@ class SimulatedWorker:
         self._last_token_s = 0.0
         self._wake_s = float("inf")
         self._num_wakes = 0
+        self._num_steps_at_once = _MIN_STEPS
 
     def now_s(self) -> float:
         """The virtual clock, for the parts that read one."""
@@ -247,14 +256,23 @@ class SimulatedWorker:
     def _begin(self) -> None:
         """Before an event: what the steps in flight have computed so far is handed out."""
         self.changed = True
-        if self.model.step is not None and (result := self.model.cut_step(self._queue.now_s)) is not None:
+        step = self.model.step
+        if step is None:
+            return
+        num_planned = len(step.ends_s)
+        if (result := self.model.cut_step(self._queue.now_s)) is not None:
             self._deliver(self._queue.now_s, result)
+        if num_planned > 1:
+            num_done = 0 if result is None else len(result.ends_s)
+            self._num_steps_at_once = max(_MIN_STEPS, 2 * num_done)
 
     def _end(self) -> None:
         """After an event: the next step is planned if none is in flight."""
         if self.model.step is None and not self.model.dead:
             self._plan(self._queue.now_s)
         self._set_wake()
+        if self.on_cache_changes is not None and (changes := self.model.take_cache_changes()):
+            self.on_cache_changes(self, changes)
 
     def _set_wake(self) -> None:
         step = self.model.step
@@ -274,6 +292,8 @@ class SimulatedWorker:
         self.changed = True
         step = self.model.step
         if step is not None and step.end_s <= now_s:
+            if len(step.ends_s) == self._num_steps_at_once:
+                self._num_steps_at_once = min(_MAX_STEPS, 2 * self._num_steps_at_once)
             self._deliver(now_s, self.model.finish_step(now_s))
         else:
             self._begin()
@@ -283,7 +303,7 @@ class SimulatedWorker:
         self._end()
 
     def _plan(self, now_s: float) -> None:
-        plan = self.model.plan_step(now_s, _STEPS_AT_ONCE)
+        plan = self.model.plan_step(now_s, self._num_steps_at_once)
         for pull in plan.pulls:
             self.legs[pull.request_id].on_pull(now_s, pull)
         for request_id in plan.unneeded_pulls:

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
-from router.policy import LoadBalancingPolicy
+from router.policy import LeastLoadPolicy
 from simulator.planning.search import EvaluateAll, Evaluation, Score
 from simulator.planning.split import Split
 from simulator.reports.summary import summarize
@@ -35,7 +35,7 @@ class SplitRuns:
     trace: Trace
     slo: Slo
     seed: int = 0
-    make_policy: MakePolicy = LoadBalancingPolicy
+    make_policy: MakePolicy = LeastLoadPolicy
 
     def run(self, split: Split) -> Evaluation:
         """Simulates the trace on one split."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.errors import ConfigError
 from core.performance_profile import PerformanceProfile
-from router.policy import LoadBalancingPolicy
+from router.policy import LeastLoadPolicy
 from simulator.planning.busiest_window import busiest_window
 from simulator.planning.search import Evaluation, GpusNeeded, SplitSearch, Tried, gpus_needed
 from simulator.planning.slo_ceiling import Ceiling, slo_ceiling
@@ -106,7 +106,7 @@ def plan_static(
     exhaustive: bool = False,
     jobs: int | None = None,
     seed: int = 0,
-    make_policy: MakePolicy = LoadBalancingPolicy,
+    make_policy: MakePolicy = LeastLoadPolicy,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> StaticPlan:
     """Plans by simulation, with estimates to save most of the simulations.

@@ -28,7 +28,7 @@ from kv_transfer.handle import KvHandleCodec, KvIdentity
 from kv_transfer.peer import KvPeerAddress
 from prefill_workers.leg import PrefillLeg, PrefillLegConfig
 from router.cluster_view import ClusterView
-from router.policy import LoadBalancingPolicy
+from router.policy import LeastLoadPolicy
 from router.relay import Relay, RelayConfig
 from router.relay_request import RelayRequest
 from router.trace import RequestTrace
@@ -164,9 +164,9 @@ class MockCluster:
         self._background: set[asyncio.Task[None]] = set()
         clock = MonotonicClock()
         self.clock = clock
-        self.view = ClusterView(lambda report, on_load: WorkerLink(report.address, "router", on_load))
+        self.view = ClusterView(lambda report, on_load: WorkerLink(report.address, "router", on_load), clock)
         config = RelayConfig(prefill_timeout_s=prefill_timeout_s, stall_timeout_s=stall_timeout_s)
-        self.relay = Relay(self.view, LoadBalancingPolicy(random_seed=0), config, clock)
+        self.relay = Relay(self.view, LeastLoadPolicy(random_seed=0), config, clock)
 
     def _on_pulled(self, params: KvParams) -> None:
         """A real puller tells the prefill engine over NIXL."""

@@ -9,7 +9,7 @@ from typing import Any
 from core.performance_model import KvLink, LinearStepTime, PrefillChunk, StepTime
 from core.types import Role
 from core.worker_events import WorkerModelConfig
-from router.policy import LoadBalancingPolicy
+from router.policy import LeastLoadPolicy
 from simulator.actions import Action
 from simulator.event_queue import EventQueue
 from simulator.result import SimulationResult
@@ -85,7 +85,7 @@ class CheckedSimulation(Simulation):
     """Holds the laws of every worker against each of its moments."""
 
     def __init__(self, what: Trace, spec: ClusterSpec, actions: Sequence[Action] = (), seed: int = 0) -> None:
-        super().__init__(what, spec, LoadBalancingPolicy, actions, seed, None)
+        super().__init__(what, spec, LeastLoadPolicy, actions, seed, None)
         self.num_events = 0
         checked = self
 

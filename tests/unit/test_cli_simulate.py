@@ -87,6 +87,12 @@ class TestSimulate:
         assert summary["settings"]["workers"] == {"mocks": {"prefill": 1, "decode": 2}}  # type: ignore[index]
         assert summary["settings"]["profiles"] == {"mocks": PROFILE}  # type: ignore[index]
 
+    def test_the_policy_can_be_chosen(self, tmp_path: Path) -> None:
+        trace = "sessions:rate=1,turns=4,think=2s,user=400,output=20,system=2000,duration=40,block=64"
+        plain = figures(tmp_path, "--trace", trace, "--policy", "round_robin")
+        predicted = figures(tmp_path, "--trace", trace, "--policy", "predictive")
+        assert predicted["cached_share"] > plain["cached_share"]  # type: ignore[operator]
+
     def test_actions_happen(self, tmp_path: Path) -> None:
         actions = ("--action", "5 switch worker-4 prefill", "--action", "6 kill worker-0")
         summary = figures(tmp_path, "--trace", LOAD, *actions)
@@ -99,6 +105,7 @@ class TestSimulate:
             (("--trace", "no/such.csv"), "no/such.csv"),
             (("--trace", "poisson:rate=5"), "prompt"),
             (("--trace", LOAD, "--profile", "h9000"), "there is no profile 'h9000'"),
+            (("--trace", LOAD, "--policy", "magic"), "there is no routing policy 'magic'"),
             (("--trace", LOAD, "--action", "5 explode worker-0"), "is no action"),
             (("--trace", LOAD, "--action", "5 add h9000 prefill"), "no shape 'h9000'"),
             (("--trace", LOAD, "--ttft-ms", 0), "--ttft-ms"),

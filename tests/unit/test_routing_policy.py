@@ -11,7 +11,8 @@ from core.errors import NoWorkerAvailable
 from core.request import Path
 from core.types import Role
 from router.disaggregation import SamplingFacts, choose_path
-from router.policy import Candidate, LoadBalancingPolicy
+from router.policy import LeastLoadPolicy
+from router.routing import Candidate, RoutingRequest
 
 IDLE = Candidate(
     worker_id="",
@@ -22,62 +23,64 @@ IDLE = Candidate(
     kv_capacity_tokens=10_000,
 )
 
+REQUEST = RoutingRequest(prompt_tokens=10)
+
 
 def worker(worker_id: str, role: Role, **load: int) -> Candidate:
     return replace(IDLE, worker_id=worker_id, role=role, **load)
 
 
 @pytest.fixture
-def policy() -> LoadBalancingPolicy:
-    return LoadBalancingPolicy(random_seed=1)
+def policy() -> LeastLoadPolicy:
+    return LeastLoadPolicy(random_seed=1)
 
 
-def test_the_prefill_worker_with_the_shortest_queue_is_picked(policy: LoadBalancingPolicy) -> None:
+def test_the_prefill_worker_with_the_shortest_queue_is_picked(policy: LeastLoadPolicy) -> None:
     candidates = [
         worker("p1", Role.PREFILL, waiting_prefill_tokens=500),
         worker("p2", Role.PREFILL, waiting_prefill_tokens=100),
         worker("d1", Role.DECODE),
     ]
-    assert policy.choose(candidates, 10).prefill_worker == "p2"
+    assert policy.choose(candidates, REQUEST).prefill_worker == "p2"
 
 
-def test_the_decode_worker_with_the_most_room_is_picked(policy: LoadBalancingPolicy) -> None:
+def test_the_decode_worker_with_the_most_room_is_picked(policy: LeastLoadPolicy) -> None:
     candidates = [
         worker("d1", Role.DECODE, kv_used_tokens=9_000, num_requests=2),
         worker("d2", Role.DECODE, kv_used_tokens=1_000, num_requests=2),
     ]
-    assert policy.choose(candidates, 10).decode_worker == "d2"
+    assert policy.choose(candidates, REQUEST).decode_worker == "d2"
 
 
-def test_without_a_prefill_worker_the_decode_worker_prefills(policy: LoadBalancingPolicy) -> None:
-    decision = policy.choose([worker("d1", Role.DECODE)], 10)
+def test_without_a_prefill_worker_the_decode_worker_prefills(policy: LeastLoadPolicy) -> None:
+    decision = policy.choose([worker("d1", Role.DECODE)], REQUEST)
     assert (decision.decode_worker, decision.prefill_worker) == ("d1", None)
 
 
-def test_without_a_decode_worker_there_is_no_decision(policy: LoadBalancingPolicy) -> None:
+def test_without_a_decode_worker_there_is_no_decision(policy: LeastLoadPolicy) -> None:
     with pytest.raises(NoWorkerAvailable, match="decode"):
-        policy.choose([worker("p1", Role.PREFILL)], 10)
+        policy.choose([worker("p1", Role.PREFILL)], REQUEST)
 
 
-def test_workers_that_failed_the_request_are_left_out(policy: LoadBalancingPolicy) -> None:
+def test_workers_that_failed_the_request_are_left_out(policy: LeastLoadPolicy) -> None:
     candidates = [worker("p1", Role.PREFILL), worker("p2", Role.PREFILL), worker("d1", Role.DECODE)]
-    assert policy.choose(candidates, 10, excluded=["p1"]).prefill_worker == "p2"
+    assert policy.choose(candidates, REQUEST, excluded=["p1"]).prefill_worker == "p2"
     with pytest.raises(NoWorkerAvailable):
-        policy.choose(candidates, 10, excluded=["d1"])
+        policy.choose(candidates, REQUEST, excluded=["d1"])
 
 
-def test_equal_workers_share_the_load(policy: LoadBalancingPolicy) -> None:
+def test_equal_workers_share_the_load(policy: LeastLoadPolicy) -> None:
     candidates = [worker(f"p{n}", Role.PREFILL) for n in range(4)] + [worker("d", Role.DECODE)]
-    picks = Counter(policy.choose(candidates, 10).prefill_worker for _ in range(400))
+    picks = Counter(policy.choose(candidates, REQUEST).prefill_worker for _ in range(400))
     assert min(picks.values()) > 60
 
 
-def test_one_token_answers_go_to_prefill_workers_while_there_are_any(policy: LoadBalancingPolicy) -> None:
+def test_one_token_answers_go_to_prefill_workers_while_there_are_any(policy: LeastLoadPolicy) -> None:
     both = [worker("p1", Role.PREFILL, num_requests=50), worker("d1", Role.DECODE)]
-    assert policy.choose_prefill_only(both) == "p1"
-    assert policy.choose_prefill_only(both[1:]) == "d1"
+    assert policy.choose_prefill_only(both, REQUEST) == "p1"
+    assert policy.choose_prefill_only(both[1:], REQUEST) == "d1"
     with pytest.raises(NoWorkerAvailable):
-        policy.choose_prefill_only([])
+        policy.choose_prefill_only([], REQUEST)
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,9 @@ class TestLaws:
             max_num_batched_tokens=48,
         )
         computed = Computed()
-        prefill = group(num_prefill, 0, shape="p", worker=worker, step_time=computed)
+        prefill = group(
+            num_prefill, 0, shape="p", worker=worker, step_time=computed, assumed_step_time=Computed()
+        )
         trace = make_trace(rows, hash_block_tokens)
         result = simulate(trace, ClusterSpec(groups=(prefill, group(0, 2, shape="d", worker=worker))))
         assert (result.requests.outcome == Outcome.DONE).all()
