@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from core.types import WorkerLoad
+from engine.cache_log import CacheLog
 
 KvParams = dict[str, Any]
 """KV transfer parameters, opaque to the engine package; kv_transfer makes and reads them."""
@@ -97,6 +98,11 @@ class Engine(Protocol):
     @property
     def dead(self) -> bool:
         """True once the engine cannot serve any more; it never recovers."""
+        ...
+
+    @property
+    def cache_log(self) -> CacheLog | None:
+        """What the prefix cache holds, as states of ``core.prompt_blocks``; None if it cannot tell."""
         ...
 
     def load(self) -> WorkerLoad: ...

@@ -92,6 +92,11 @@ class MockEngine:
     def dead(self) -> bool:
         return self._model.dead
 
+    @property
+    def cache_log(self) -> None:
+        """The worker model names its cached blocks, but does not tell when they come and go."""
+        return None
+
     def load(self) -> WorkerLoad:
         return self._model.load(self._now_s())
 

@@ -15,6 +15,8 @@ from typing import Any
 from core.errors import StartupError, WorkerLost
 from core.types import WorkerLoad
 from engine.base import EngineDelta, EngineInfo, EngineRequest, KvParams
+from engine.cache_log import CacheLog
+from engine.kv_events import KvEventReader
 from engine.vllm_args import engine_arguments
 
 _CALL_TIMEOUT_S = 10.0
@@ -44,17 +46,27 @@ class VllmEngineSpec:
     num_pinned_stat: str = ""
     """Name of the connector statistic that counts pinned prompts."""
     startup_timeout_s: float = 600.0
+    kv_events: bool = False
+    """Follow the prefix cache, for ``VllmEngine.cache_log``; costs a full step of prefill a few ms."""
 
 
 class VllmEngine:
     """One vLLM engine; make it with :meth:`start`."""
 
-    def __init__(self, llm: Any, info: EngineInfo, gauge: _LoadGauge, starter: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        info: EngineInfo,
+        gauge: _LoadGauge,
+        events: KvEventReader | None,
+        starter: ThreadPoolExecutor,
+    ) -> None:
         from engine.vllm_codec import RequestDecoder, delta_from_output
 
         self._llm = llm
         self._info = info
         self._gauge = gauge
+        self._events = events
         # The kernel ties the engine process's life to the thread that made it: keep that thread.
         self._starter = starter
         self._decoder = RequestDecoder()
@@ -71,18 +83,25 @@ class VllmEngine:
         starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="baton-engine-start")
         progress = _StartProgress()
         loop = asyncio.get_running_loop()
-        try:
-            llm, info, gauge = await asyncio.wait_for(
-                loop.run_in_executor(starter, _build, spec, progress), spec.startup_timeout_s
-            )
-        except TimeoutError:
-            raise StartupError(
-                f"engine not ready after {spec.startup_timeout_s:.0f} s, still in phase "
-                f"{progress.phase!r} (done: {progress.describe()})"
-            ) from None
-        except Exception as error:
-            raise StartupError(f"engine failed in phase {progress.phase!r}: {error}") from error
-        return VllmEngine(llm, info, gauge, starter)
+        with contextlib.ExitStack() as undo:
+            events = KvEventReader() if spec.kv_events else None
+            if events is not None:
+                undo.callback(events.close)
+            try:
+                llm, info, gauge = await asyncio.wait_for(
+                    loop.run_in_executor(starter, _build, spec, events, progress), spec.startup_timeout_s
+                )
+            except TimeoutError:
+                raise StartupError(
+                    f"engine not ready after {spec.startup_timeout_s:.0f} s, still in phase "
+                    f"{progress.phase!r} (done: {progress.describe()})"
+                ) from None
+            except Exception as error:
+                raise StartupError(f"engine failed in phase {progress.phase!r}: {error}") from error
+            undo.pop_all()
+        if events is not None:
+            events.start(model=spec.model, block_size_tokens=info.block_size_tokens)
+        return VllmEngine(llm, info, gauge, events, starter)
 
     @property
     def info(self) -> EngineInfo:
@@ -91,6 +110,10 @@ class VllmEngine:
     @property
     def dead(self) -> bool:
         return self._llm.errored
+
+    @property
+    def cache_log(self) -> CacheLog | None:
+        return None if self._events is None else self._events.log
 
     def load(self) -> WorkerLoad:
         gauge = self._gauge
@@ -165,6 +188,8 @@ class VllmEngine:
 
     async def shutdown(self, timeout_s: float) -> None:
         await asyncio.get_running_loop().run_in_executor(self._starter, self._llm.shutdown, timeout_s)
+        if self._events is not None:
+            self._events.close()
         self._starter.shutdown(wait=False)
 
 
@@ -196,7 +221,9 @@ class _LoadGauge:
     num_expired_leases: int = 0
 
 
-def _build(spec: VllmEngineSpec, progress: _StartProgress) -> tuple[Any, EngineInfo, _LoadGauge]:
+def _build(
+    spec: VllmEngineSpec, events: KvEventReader | None, progress: _StartProgress
+) -> tuple[Any, EngineInfo, _LoadGauge]:
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = spec.side_channel_host
     os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(spec.side_channel_port)
     from vllm.config import KVTransferConfig
@@ -205,6 +232,8 @@ def _build(spec: VllmEngineSpec, progress: _StartProgress) -> tuple[Any, EngineI
 
     progress.next("configure")
     arguments = engine_arguments(spec.engine_args)
+    if events is not None:
+        arguments["kv_events_config"] = events.config()
     if arguments.get("tensor_parallel_size", 1) > 1:
         # All its devices are on one node; inside a placement group vLLM would ask Ray for more of them.
         arguments.setdefault("distributed_executor_backend", "mp")

@@ -290,3 +290,27 @@ class AbortRequest(_message.Message):
 class AbortReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class WatchCacheRequest(_message.Message):
+    __slots__ = ("router_id", "incarnation", "known_seq")
+    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_SEQ_FIELD_NUMBER: _ClassVar[int]
+    router_id: str
+    incarnation: str
+    known_seq: int
+    def __init__(self, router_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., known_seq: _Optional[int] = ...) -> None: ...
+
+class CacheDelta(_message.Message):
+    __slots__ = ("after_seq", "seq", "reset", "stored", "removed")
+    AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    after_seq: int
+    seq: int
+    reset: bool
+    stored: bytes
+    removed: bytes
+    def __init__(self, after_seq: _Optional[int] = ..., seq: _Optional[int] = ..., reset: _Optional[bool] = ..., stored: _Optional[bytes] = ..., removed: _Optional[bytes] = ...) -> None: ...

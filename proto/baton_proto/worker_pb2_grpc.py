@@ -391,3 +391,81 @@ class DecodeLeg:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class CacheFeedStub:
+    """What the worker's engine has cached, whatever its role. The first delta comes at once, also if
+    nothing happened: from then on the router knows the cache as it is, some milliseconds ago.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.WatchCache = channel.unary_stream(
+                '/baton.v1.CacheFeed/WatchCache',
+                request_serializer=baton__proto_dot_worker__pb2.WatchCacheRequest.SerializeToString,
+                response_deserializer=baton__proto_dot_worker__pb2.CacheDelta.FromString,
+                _registered_method=True)
+
+
+class CacheFeedServicer:
+    """What the worker's engine has cached, whatever its role. The first delta comes at once, also if
+    nothing happened: from then on the router knows the cache as it is, some milliseconds ago.
+    """
+
+    def WatchCache(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CacheFeedServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'WatchCache': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCache,
+                    request_deserializer=baton__proto_dot_worker__pb2.WatchCacheRequest.FromString,
+                    response_serializer=baton__proto_dot_worker__pb2.CacheDelta.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.v1.CacheFeed', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.v1.CacheFeed', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CacheFeed:
+    """What the worker's engine has cached, whatever its role. The first delta comes at once, also if
+    nothing happened: from then on the router knows the cache as it is, some milliseconds ago.
+    """
+
+    @staticmethod
+    def WatchCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.v1.CacheFeed/WatchCache',
+            baton__proto_dot_worker__pb2.WatchCacheRequest.SerializeToString,
+            baton__proto_dot_worker__pb2.CacheDelta.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

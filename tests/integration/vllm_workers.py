@@ -194,7 +194,7 @@ def _message(request_id: str, prompt: list[int], max_tokens: int) -> worker_pb2.
 
 @asynccontextmanager
 async def vllm_worker(
-    name: str, model_path: Path, *, lease_s: int = 30, **engine_args: Any
+    name: str, model_path: Path, *, lease_s: int = 30, kv_events: bool = False, **engine_args: Any
 ) -> AsyncIterator[VllmWorker]:
     """A running worker; ``engine_args`` go on top of those of ``engine_spec``."""
     spec = engine_spec(
@@ -206,6 +206,7 @@ async def vllm_worker(
         lease_s=lease_s,
         num_pinned_stat=NUM_PINNED_STAT,
         engine_args={**spec.engine_args, **engine_args},
+        kv_events=kv_events,
     )
     before = _children()
     with pytest.MonkeyPatch.context() as patch:
