@@ -90,6 +90,9 @@ def simulate(
     save_trace: Annotated[
         Path | None, typer.Option("--save-trace", help="Write the requests here (JSONL; .gz compresses).")
     ] = None,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Add wall_s to the figures; without it one seed gives one file.")
+    ] = False,
     seed: SeedOption = 0,
 ) -> None:
     """Simulate a trace: attainment, goodput and latencies, in seconds and without a GPU."""
@@ -136,6 +139,8 @@ def simulate(
         )
     settings = {**setup.settings, "policy": policy, "actions": action or []}
     summary = summarize(result, setup.slo, settings=settings)
+    if timing:
+        summary["wall_s"] = result.wall_s
     if html_file is not None:
         started_s = time.perf_counter()
         from simulator.reports.report import render_report

@@ -43,6 +43,10 @@ class TestSimulate:
         assert run(1, "a.json") == run(1, "b.json")
         assert run(1, "a.json") != run(2, "c.json")
 
+    def test_the_time_it_took_is_added_on_request(self, tmp_path: Path) -> None:
+        assert "wall_s" not in figures(tmp_path, "--trace", LOAD)
+        assert figures(tmp_path, "--trace", LOAD, "--timing")["wall_s"] > 0  # type: ignore[operator]
+
     def test_the_figures_can_go_to_standard_output(self) -> None:
         result = baton("simulate", "--trace", LOAD, "--json", "-")
         assert json.loads(result.stdout)["num_failed"] == 0
