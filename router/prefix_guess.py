@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from router.prefix_index import PrefixIndex, States
+from router.block_rows import States
+from router.prefix_index import PrefixIndex
 
 _NUM_GENERATIONS = 4
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from core.prompt_blocks import chain_states, root_state
 from router.prefix_guess import GuessedPrefixes, PrefixKnowledge
-from router.prefix_index import PrefixIndex, States
+from router.block_rows import States
+from router.prefix_index import PrefixIndex
 
 
 def names(values: Iterable[int]) -> States:
