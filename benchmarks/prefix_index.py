@@ -15,8 +15,8 @@ import psutil
 
 from benchmarks.table import Table, ms, percentile
 from core.prompt_blocks import chain_states, root_state
-from router.prefix_guess import PrefixKnowledge
 from router.block_rows import States
+from router.prefix_guess import PrefixKnowledge
 
 NUM_ENTRIES = 10_000_000
 QUICK_NUM_ENTRIES = 300_000

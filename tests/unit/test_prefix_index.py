@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.prompt_blocks import chain_states, root_state
-from router.prefix_guess import GuessedPrefixes, PrefixKnowledge
 from router.block_rows import States
+from router.prefix_guess import GuessedPrefixes, PrefixKnowledge
 from router.prefix_index import PrefixIndex
 
 
