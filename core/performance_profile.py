@@ -8,7 +8,6 @@ from typing import NoReturn
 
 from core.errors import ConfigError
 from core.performance_model import KvLink
-from core.table_step_time import TableStepTime
 from core.worker_events import WorkerModelConfig
 
 
@@ -137,7 +136,3 @@ class PerformanceProfile:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
         )
-
-    def step_time(self) -> TableStepTime:
-        """Its step times; build once and share, it caches what it computes."""
-        return TableStepTime(self)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from core.types import WorkerLoad
 from core.worker_events import Finished, KvPull, Prefilled
+from simulator.event_queue import EventQueue
 from simulator.router import SimulatedRouter
 from simulator.worker import SimulatedWorker
-
-if TYPE_CHECKING:
-    from simulator.relay import Lap
 
 
 class PinnedKv:
@@ -34,6 +33,33 @@ class PinnedKv:
         self.stop_keeping()
         if not self.worker.dead:
             self.worker.release(self._request_id)
+
+
+class Lap(Protocol):
+    """The request that runs its legs: what it is told of them, directly or once an answer has travelled."""
+
+    @property
+    def rpc_s(self) -> float:
+        """One way between router and worker."""
+
+    @property
+    def queue(self) -> EventQueue: ...
+
+    def prefill_done(
+        self, now_s: float, worker: SimulatedWorker, attempt: int, prefilled: Prefilled, load: WorkerLoad
+    ) -> None: ...
+
+    def prefill_failed(self, now_s: float, worker_id: str, attempt: int) -> None: ...
+
+    def pull(self, leg: DecodeLeg, now_s: float, pull: KvPull) -> None: ...
+
+    def decode_prefilled(self, now_s: float, prefilled: Prefilled, last_token_s: float | None) -> None: ...
+
+    def decode_done(self, now_s: float) -> None: ...
+
+    def decode_failed(self, now_s: float, worker_id: str, attempt: int, num_tokens: int = 0) -> None: ...
+
+    def decode_stalled(self, now_s: float, leg: DecodeLeg, worker: SimulatedWorker) -> None: ...
 
 
 class PrefillLeg:

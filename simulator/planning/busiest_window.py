@@ -6,6 +6,7 @@ import math
 
 from core.errors import ConfigError
 from core.performance_profile import PerformanceProfile
+from core.table_step_time import TableStepTime
 from simulator.planning.split_estimate import prompt_s
 from simulator.traces.trace import Trace
 
@@ -27,7 +28,7 @@ def busiest_window(
     if not 0 < minutes < math.inf:
         raise ConfigError(f"the busiest window must last more than 0 minutes, not {minutes:g}")
     length_s = minutes * _MINUTE_S
-    table, decode_table = prefill.step_time(), decode.step_time()
+    table, decode_table = TableStepTime(prefill), TableStepTime(decode)
     requests = trace.requests
     work_s = [
         prompt_s(table, request.prompt_tokens, 0, prefill.max_num_batched_tokens)

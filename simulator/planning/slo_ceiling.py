@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.performance_profile import PerformanceProfile
+from core.table_step_time import TableStepTime
 from simulator.planning.split_estimate import cached_tokens, prompt_s
 from simulator.result import Slo
 from simulator.traces.trace import Trace
@@ -58,10 +59,10 @@ def slo_ceiling(
     """
     cached = cached_tokens(trace, 1, float("inf"))
     prefills = [
-        (profile.step_time(), profile.max_num_batched_tokens, _kv_room(profile))
+        (TableStepTime(profile), profile.max_num_batched_tokens, _kv_room(profile))
         for profile in prefill_profiles
     ]
-    decodes = [(profile.step_time(), _kv_room(profile)) for profile in decode_profiles]
+    decodes = [(TableStepTime(profile), _kv_room(profile)) for profile in decode_profiles]
     budget_s = slo.ttft_s - overhead_s
     num_too_long = num_ttft = num_tpot = num_uncached = 0
     for request, num_cached in zip(trace.requests, cached, strict=True):

@@ -187,7 +187,7 @@ class SplitEstimator:
 
     def _table(self, profile: PerformanceProfile) -> TableStepTime:
         if profile.name not in self._tables:
-            self._tables[profile.name] = profile.step_time()
+            self._tables[profile.name] = TableStepTime(profile)
         return self._tables[profile.name]
 
     def _trace_shares(self) -> bool:

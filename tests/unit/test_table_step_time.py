@@ -69,7 +69,7 @@ class TestMeasuredPoints:
     @pytest.mark.parametrize("name", packaged_profiles())
     def test_every_packaged_point_is_reproduced(self, name: str) -> None:
         profile = packaged_profile(name)
-        step_time = profile.step_time()
+        step_time = TableStepTime(profile)
         for prompt in profile.prefill:
             assert prompt_s(step_time, prompt.prompt_tokens) == pytest.approx(prompt.seconds, rel=1e-9)
         for step in profile.decode:
@@ -84,7 +84,7 @@ class TestMeasuredPoints:
         for index in range(0, len(profile.decode), 5):
             left_out = profile.decode[index]
             others = profile.decode[:index] + profile.decode[index + 1 :]
-            step_time = replace(profile, decode=others).step_time()
+            step_time = TableStepTime(replace(profile, decode=others))
             predicted_s = step_time.step_s((), left_out.num_decoding, left_out.kv_tokens)
             errors.append(abs(predicted_s / left_out.seconds - 1))
         assert np.median(errors) < 0.05
@@ -95,8 +95,8 @@ class TestMeasuredPoints:
             prefill=((100, 0.02), (1000, 0.05), (1000, 0.07)),
             decode=((1, 100, 0.005), (10, 5000, 0.008), (10, 5000, 0.008 * 1.21)),
         )
-        assert prompt_s(profile.step_time(), 1000) == pytest.approx(0.06)
-        assert profile.step_time().step_s((), 10, 5000) == pytest.approx(0.008 * 1.1)
+        assert prompt_s(TableStepTime(profile), 1000) == pytest.approx(0.06)
+        assert TableStepTime(profile).step_s((), 10, 5000) == pytest.approx(0.008 * 1.1)
 
     def test_many_points_are_thinned_and_still_met(self) -> None:
         rng = np.random.default_rng(1)
@@ -104,7 +104,7 @@ class TestMeasuredPoints:
         kvs = rng.integers(1000, 1_000_000, 1500)
         times = 0.005 + 4e-5 * batches + 3e-8 * kvs
         points = list(zip(batches.tolist(), kvs.tolist(), times.tolist(), strict=True))
-        step_time = make_profile(decode=points).step_time()
+        step_time = TableStepTime(make_profile(decode=points))
         for batch, kv, time_s in points:
             assert step_time.step_s((), batch, kv) == pytest.approx(time_s, rel=0.01)
 
@@ -112,8 +112,8 @@ class TestMeasuredPoints:
         cached = PrefillPoint(prompt_tokens=1000, context_tokens=900, seconds=0.025)
         uncached = make_profile()
         both = replace(uncached, prefill=(*uncached.prefill, cached))
-        assert prompt_s(both.step_time(), 1000) == pytest.approx(0.05)
-        assert prompt_s(both.step_time(), 500) != prompt_s(uncached.step_time(), 500)
+        assert prompt_s(TableStepTime(both), 1000) == pytest.approx(0.05)
+        assert prompt_s(TableStepTime(both), 500) != prompt_s(TableStepTime(uncached), 500)
 
 
 class TestLaws:
@@ -122,7 +122,7 @@ class TestLaws:
     def test_decode_runs_end_when_the_same_steps_one_by_one_end(
         self, profile: PerformanceProfile, data: st.DataObject
     ) -> None:
-        step_time = profile.step_time()
+        step_time = TableStepTime(profile)
         batch = data.draw(st.integers(1, 1200))
         kv_tokens = data.draw(st.integers(0, 1_200_000))
         num_steps = data.draw(st.integers(0, 300))
@@ -132,7 +132,7 @@ class TestLaws:
     @given(profile=profiles, lengths=st.lists(st.integers(0, 100_000), min_size=2, max_size=20))
     @settings(max_examples=60, deadline=None)
     def test_a_longer_prompt_is_never_faster(self, profile: PerformanceProfile, lengths: list[int]) -> None:
-        step_time = profile.step_time()
+        step_time = TableStepTime(profile)
         times = [prompt_s(step_time, length) for length in sorted(lengths)]
         assert all(later >= earlier * (1 - 1e-12) for earlier, later in pairwise(times))
 
@@ -154,7 +154,7 @@ class TestLaws:
         batch: int,
         kv_per_seq: int,
     ) -> None:
-        step_time = profile.step_time()
+        step_time = TableStepTime(profile)
         chunk = PrefillChunk(context_tokens=context_tokens, num_tokens=num_tokens, ends_prompt=ends_prompt)
         decode_s = step_time.step_s((), batch, batch * kv_per_seq)
         mixed_s = step_time.step_s((chunk,), batch, batch * kv_per_seq)
@@ -166,7 +166,7 @@ class TestLaws:
     @given(cuts=st.lists(st.integers(1, 15_999), max_size=6, unique=True))
     @settings(deadline=None)
     def test_chunks_add_up_to_the_prompt(self, cuts: list[int]) -> None:
-        step_time = H200.step_time()
+        step_time = TableStepTime(H200)
         edges = [0, *sorted(cuts), 16_000]
         chunks_s = [
             step_time.step_s(
@@ -182,7 +182,7 @@ class TestBeyondThePoints:
     @pytest.mark.parametrize("name", packaged_profiles())
     def test_twice_the_range_follows_the_fit(self, name: str) -> None:
         profile = packaged_profile(name)
-        step_time, fit = profile.step_time(), fit_linear(profile)
+        step_time, fit = TableStepTime(profile), fit_linear(profile)
         longest = max(point.prompt_tokens for point in profile.prefill)
         assert prompt_s(step_time, 2 * longest) == pytest.approx(
             prompt_s(fit.step_time, 2 * longest), rel=0.1
@@ -196,7 +196,7 @@ class TestBeyondThePoints:
     @pytest.mark.parametrize("name", packaged_profiles())
     def test_nothing_jumps_at_the_edge(self, name: str) -> None:
         profile = packaged_profile(name)
-        step_time = profile.step_time()
+        step_time = TableStepTime(profile)
         longest = max(point.prompt_tokens for point in profile.prefill)
         assert prompt_s(step_time, longest + 1) == pytest.approx(prompt_s(step_time, longest), rel=1e-3)
         batch = max(point.num_decoding for point in profile.decode)
@@ -206,7 +206,7 @@ class TestBeyondThePoints:
         assert step_time.step_s((), batch, kv_tokens + 1) == pytest.approx(edge_s, rel=1e-3)
 
     def test_it_says_where_it_extrapolates(self) -> None:
-        step_time = make_profile().step_time()
+        step_time = TableStepTime(make_profile())
         inside = PrefillChunk(context_tokens=5000, num_tokens=5000, ends_prompt=True)
         outside = PrefillChunk(context_tokens=5001, num_tokens=5000, ends_prompt=True)
         assert not step_time.is_extrapolated((inside,), 100, 50_000)
@@ -243,10 +243,11 @@ class TestFit:
         prompts = [
             PrefillChunk(context_tokens=0, num_tokens=n, ends_prompt=True) for n in range(100, 16_100, 1000)
         ]
-        table = make_profile(
+        profile = make_profile(
             prefill=[(prompt.num_tokens, linear.step_s((prompt,), 0, 0)) for prompt in prompts],
             decode=[(b, k, linear.step_s((), b, k)) for b in (1, 64, 256) for k in (1000, 100_000)],
-        ).step_time()
+        )
+        table = TableStepTime(profile)
         chunk = PrefillChunk(context_tokens=context_tokens, num_tokens=num_tokens, ends_prompt=ends_prompt)
         for prefills in ((), (chunk,), (chunk, chunk)):
             expected_s = linear.step_s(prefills, batch, kv_tokens if batch else 0)
@@ -298,4 +299,3 @@ class TestProfileChecks:
         config = H200.worker_model_config()
         assert config.num_kv_blocks == 945_029 // 16
         assert (config.max_num_seqs, config.max_num_batched_tokens) == (1024, 8192)
-        assert isinstance(H200.step_time(), TableStepTime)
