@@ -89,6 +89,12 @@ class Served:
             return _streamed([line async for line in response.aiter_lines()])
 
 
+_HELD = re.compile(
+    r"^baton_worker_(kv_used_blocks|pinned_prompts|running_requests|waiting_requests)\{[^}]*\} (\S+)$",
+    re.MULTILINE,
+)
+
+
 @dataclass
 class ServedByBaton(Served):
     """The cluster: a server that also says what it did."""
@@ -111,13 +117,15 @@ class ServedByBaton(Served):
         return list(self.get("/baton/status")["workers"])
 
     def busy_workers(self) -> list[str]:
-        """Workers that hold KV blocks, as they say themselves."""
-        return [
-            f"{worker['role']} {worker['worker_id']}: {worker['kv_used_blocks']} blocks used, "
-            f"{worker['num_pinned']} prompts pinned, {worker['num_requests']} requests"
-            for worker in self.workers()
-            if worker["kv_used_blocks"] or worker["num_pinned"] or worker["num_requests"]
-        ]
+        """Workers that hold KV blocks or requests, as they say themselves; what routers know is older."""
+        busy = []
+        for worker in self.workers():
+            text = httpx.get(f"http://{worker['metrics_address']}/metrics").text
+            held = {name: float(value) for name, value in _HELD.findall(text)}
+            assert len(held) == 4, f"{worker['worker_id']} does not say what it holds"
+            if any(held.values()):
+                busy.append(f"{worker['role']} {worker['worker_id']}: {held}")
+        return busy
 
     def wait_idle(self, within_s: float) -> None:
         """Until no worker holds anything.
