@@ -55,10 +55,12 @@ class DecodeBatch:
 
     def num_new_blocks(self, num_steps: int) -> int:
         """KV blocks the members begin in the next steps."""
-        num_periods, num_rest = divmod(num_steps, len(self._block_starts))
-        num_blocks = num_periods * len(self._members)
-        for tick in range(self.tick, self.tick + num_rest):
-            num_blocks += self._block_starts[tick % len(self._block_starts)]
+        starts = self._block_starts
+        num_periods, num_rest = divmod(num_steps, len(starts))
+        first = self.tick % len(starts)
+        num_blocks = num_periods * len(self._members) + sum(starts[first : first + num_rest])
+        if (num_wrapped := first + num_rest - len(starts)) > 0:
+            num_blocks += sum(starts[:num_wrapped])
         return num_blocks
 
     def num_uniform_steps(self, max_steps: int, num_free_blocks: int) -> int:
