@@ -27,6 +27,7 @@ from deploy.progress import Progress
 from deploy.settings import CLUSTER_KEY_VARIABLE, LOOPBACK, SHUTDOWN_SLACK_S
 
 _POLL_S = 0.25
+_NUM_REGISTRIES = 1
 _DELETE_SLACK_S = 5.0
 _RAY_QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 
@@ -140,7 +141,8 @@ class Cluster:
     def _deploy(self) -> None:
         deadline_s = time.monotonic() + self._config.startup_timeout_s
         serve_app.deploy(self._config)
-        serve_app.wait_running(self._config.startup_timeout_s, self._progress)
+        num_replicas = self._num_workers() + self._config.router.replicas + _NUM_REGISTRIES
+        serve_app.wait_running(num_replicas, self._config.startup_timeout_s, self._progress)
         self._progress("waiting for the pools")
         while not self._pools_complete():
             if time.monotonic() > deadline_s:
@@ -150,11 +152,13 @@ class Cluster:
             time.sleep(_POLL_S)
         self._ready = True
 
+    def _num_workers(self) -> int:
+        return sum(shape.count for model in self._config.models for shape in model.shapes)
+
     def _pools_complete(self) -> bool:
-        expected = sum(shape.count for model in self._config.models for shape in model.shapes)
         with contextlib.suppress(StartupError):
             workers = fetch_status(self.url)["workers"]
-            return sum(worker["state"] == "ready" for worker in workers) == expected
+            return sum(worker["state"] == "ready" for worker in workers) == self._num_workers()
         return False
 
     # End.

@@ -60,8 +60,15 @@ def deploy(config: BatonConfig) -> None:
     )
 
 
-def wait_running(timeout_s: float, progress: Progress) -> None:
+def wait_running(num_replicas: int, timeout_s: float, progress: Progress) -> None:
     """Waits until every replica runs.
+
+    Replicas that have been replaced or are too many finish their requests; nobody waits for them, which
+    may take as long as the longest stream. Where a change rolls over several replicas one by one, it goes
+    on after this returns.
+
+    Args:
+        num_replicas: how many there are to be, of all deployments.
 
     Raises:
         StartupError: one cannot start, or time is over.
@@ -79,9 +86,13 @@ def wait_running(timeout_s: float, progress: Progress) -> None:
                 raise StartupError(f"the application does not start\n{_why(status)}")
             counts = [deployment.replica_states for deployment in status.deployments.values()]
             now_running = sum(states.get("RUNNING", 0) for states in counts)
-            if now_running > num_running:
+            num_leaving = sum(states.get("STOPPING", 0) for states in counts)
+            num_all = sum(sum(states.values()) for states in counts)
+            if now_running == num_replicas == num_all - num_leaving and num_leaving:
+                return
+            if num_running < now_running <= num_replicas:
                 num_running = now_running
-                progress(f"{num_running} of {sum(sum(states.values()) for states in counts)} replicas run")
+                progress(f"{num_running} of {num_replicas} replicas run")
         if time.monotonic() > deadline_s:
             raise StartupError(f"not ready after startup_timeout_s={timeout_s:g}\n{_why(status)}")
         time.sleep(_POLL_S)

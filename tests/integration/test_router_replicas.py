@@ -114,8 +114,10 @@ async def test_streams_live_through_another_routers_start_stop_and_kill(
 ) -> None:
     num_tokens = duration_s * 1000 // STEP_MS
     arrivals: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
-    streams = [asyncio.create_task(routers.stream(num_tokens, each)) for each in arrivals]
-    await asyncio.sleep(3)
+    streams = []
+    for each in arrivals:  # one after another: HAProxy hears of a new router within seconds
+        streams.append(asyncio.create_task(routers.stream(num_tokens, each)))
+        await asyncio.sleep(0.5)
     assert cut_among(streams) == []
 
     victim = routers.router_processes()[0]
