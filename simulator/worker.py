@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from core.errors import Draining, Overloaded
@@ -73,7 +73,7 @@ class RoleStepTime(StepTime):
         self._step_time = self._group.step_time[role]
         self._is_extrapolated = getattr(self._step_time, "is_extrapolated", None)
 
-    def step_s(self, prefills: list[PrefillChunk], num_decoding: int, decode_kv_tokens: int) -> float:  # type: ignore[override]
+    def step_s(self, prefills: Sequence[PrefillChunk], num_decoding: int, decode_kv_tokens: int) -> float:
         step_s = self._step_time.step_s(prefills, num_decoding, decode_kv_tokens)
         self._note(step_s, prefills, num_decoding, decode_kv_tokens)
         return step_s
@@ -82,10 +82,12 @@ class RoleStepTime(StepTime):
         self, start_s: float, num_decoding: int, decode_kv_tokens: int, num_steps: int
     ) -> list[float]:
         ends_s = self._step_time.decode_ends_s(start_s, num_decoding, decode_kv_tokens, num_steps)
-        self._note(ends_s[-1] - start_s, [], num_decoding, decode_kv_tokens)
+        self._note(ends_s[-1] - start_s, (), num_decoding, decode_kv_tokens)
         return ends_s
 
-    def _note(self, seconds: float, prefills: list[PrefillChunk], num_decoding: int, kv_tokens: int) -> None:
+    def _note(
+        self, seconds: float, prefills: Sequence[PrefillChunk], num_decoding: int, kv_tokens: int
+    ) -> None:
         self.computed_s += seconds
         if self._is_extrapolated is not None and self._is_extrapolated(prefills, num_decoding, kv_tokens):
             self.extrapolated_s += seconds
