@@ -1,4 +1,4 @@
-"""Step times by (shape, role), corrected by what this router observes."""
+"""Step times by (shape, role), each ready to be corrected by what is observed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,6 @@ class StepTimes:
             step_time = self._of_shape(shape)
             self._by_key[key] = None if step_time is None else CorrectedStepTime(step_time)
         return self._by_key[key]
-
-    def observe_prefill(
-        self, shape: str, role: Role, *, prompt_tokens: int, cached_tokens: int, seconds: float
-    ) -> None:
-        """A prompt took ``seconds`` from its first scheduling to its first token."""
-        corrected = self.of(shape, role)
-        if corrected is not None:
-            predicted_s = prefill_s(corrected.step_time, prompt_tokens, cached_tokens)
-            corrected.observe(phase="prefill", predicted_s=predicted_s, observed_s=seconds)
 
 
 def prefill_s(step_time: StepTime, prompt_tokens: int, cached_tokens: int) -> float:
