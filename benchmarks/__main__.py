@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import fidelity, latency, machine, report, router_ceiling, simulator_speed, waterfall
+from benchmarks import (
+    decision_cost,
+    fidelity,
+    latency,
+    machine,
+    overload,
+    prefix_index,
+    report,
+    router_ceiling,
+    routing,
+    simulator_speed,
+    waterfall,
+)
 from benchmarks.load import LoadGenerator
 from benchmarks.model import CACHE, PromptMaker, make_bench_model
 from benchmarks.servers import PlainVllm, baton_config
@@ -61,7 +73,7 @@ def fidelity_alone(quick: Quick = False) -> None:
     from deploy.profiling.command import run_profile
 
     model_dir = make_tiny_model(CACHE / "tiny-model")
-    config = baton_config(model_dir, **fidelity.shape())
+    config = baton_config(model_dir, router=fidelity.ROUTER, **fidelity.shape())
     seconds = fidelity.QUICK_SECONDS if quick else fidelity.SECONDS
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(_progress())
@@ -89,6 +101,41 @@ def simulator_alone(quick: Quick = False) -> None:
         simulator_speed.plot(costs, report.SIMULATOR.parent / "images" / "simulator-speed.png")
     section = "simulator-speed"
     _finish(section, simulator_speed.as_json(costs), simulator_speed.tables(costs), quick, report.SIMULATOR)
+
+
+@app.command("routing")
+def routing_alone(quick: Quick = False) -> None:
+    """Routing policies side by side in the simulator, on public traces (docs/benchmarks.md says which)."""
+    grid = routing.QUICK if quick else routing.FULL
+    with _progress() as progress:
+        results = routing.measure(grid, progress)
+    _finish("routing", routing.as_json(results), routing.tables(results, grid), quick)
+
+
+@app.command("overload")
+def overload_alone(quick: Quick = False) -> None:
+    """Three times the load, with admission control and without, in the simulator."""
+    with _progress() as progress:
+        runs = overload.measure(overload.QUICK_SHARE if quick else 1.0, progress)
+    _finish("overload", {"runs": overload.as_json(runs)}, overload.tables(runs), quick)
+
+
+@app.command("decision")
+def decision_alone(quick: Quick = False) -> None:
+    """What a routing decision costs among 256 workers."""
+    with _progress() as progress:
+        num_decisions = decision_cost.QUICK_DECISIONS if quick else decision_cost.DECISIONS
+        costs = decision_cost.measure(num_decisions, progress)
+    _finish("decision", decision_cost.as_json(costs), decision_cost.tables(costs), quick)
+
+
+@app.command("prefix-index")
+def prefix_index_alone(quick: Quick = False) -> None:
+    """Memory and time of the index of cached prefixes, and of naming a prompt's blocks."""
+    with _progress() as progress:
+        num_entries = prefix_index.QUICK_NUM_ENTRIES if quick else prefix_index.NUM_ENTRIES
+        costs = prefix_index.measure(num_entries, progress)
+    _finish("prefix-index", prefix_index.as_json(costs), prefix_index.tables(costs), quick)
 
 
 def _against_plain_vllm(parts: tuple[str, ...], quick: bool) -> None:

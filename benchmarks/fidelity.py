@@ -41,6 +41,8 @@ PACE = {
     "baton_pace_decode_ms_per_seq": 2.0,
     "baton_pace_decode_ms_per_kv_token": 0.002,
 }
+ROUTER = {"policy": "least_load", "admission": {"enabled": False}}
+"""As the simulation runs: every request is sent at once, by load alone."""
 SLO = Slo(ttft_s=0.75, tpot_s=0.085)
 FIT = "poisson:rate=3.6,prompt=500~1400,output=30~90,duration={seconds}"
 JUDGE = "bursts:rate=3.2,cv=2.5,prompt=500~1400,output=30~90,duration={seconds}"

@@ -62,7 +62,8 @@ async def _application(arguments: argparse.Namespace) -> Any:
         adapters={},
         extra=(),
     )
-    metrics = RouterMetrics(new_registry(), slo_targets={model: SloTargets(ttft_s=2.0, tpot_s=0.2)})
+    slo = SloTargets(ttft_s=2.0, tpot_s=0.2)
+    metrics = RouterMetrics(new_registry(), slo_targets={model: slo})
     link = LINKS[arguments.transport]
     view = ClusterView(lambda report, on_load: link(report.address, router_id, on_load), clock)
     workers = [_report(model, Role.PREFILL, address) for address in arguments.prefill]
@@ -71,10 +72,10 @@ async def _application(arguments: argparse.Namespace) -> Any:
     traces = TraceLog()
     relay = Relay(view, LeastLoadPolicy(), RelayConfig(prefill_timeout_s=60.0, stall_timeout_s=60.0), clock)
     client = RelayEngineClient(
-        front_end_config(args), model, relay, RequestTracker(metrics, traces, clock), clock, router_id
+        front_end_config(args), model, relay, RequestTracker(metrics, traces, clock), clock, router_id, slo
     )
     app = await build_openai_app(client, args)
-    app.include_router(admin_routes(view, traces, _no_targets))
+    app.include_router(admin_routes(view, traces, _no_targets, client.explain))
     async with asyncio.timeout(30):
         while len(view.candidates(model)) < len(workers):  # noqa: ASYNC110  links have no such event
             await asyncio.sleep(0.05)

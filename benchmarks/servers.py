@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ ENGINE_ARGS: dict[str, Any] = {
     "kv_cache_memory_bytes": 384 << 20,
 }
 """Of every engine, plain vLLM's and both of Baton's."""
+_NO_CHANGES: Mapping[str, Any] = {}
 
 
 def free_port() -> int:
@@ -37,8 +39,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def baton_config(model_dir: Path, **shape: Any) -> BatonConfig:
-    """One prefill and one decode worker on this machine."""
+def baton_config(model_dir: Path, *, router: Mapping[str, Any] = _NO_CHANGES, **shape: Any) -> BatonConfig:
+    """One prefill and one decode worker on this machine.
+
+    Nothing is refused for being late, as plain vLLM refuses nothing.
+
+    Args:
+        router: keys of the router section that differ.
+        shape: keys of the shape that differ.
+    """
     return parse_config(
         {
             "models": [
@@ -58,7 +67,7 @@ def baton_config(model_dir: Path, **shape: Any) -> BatonConfig:
                     ],
                 }
             ],
-            "router": {"port": free_port()},
+            "router": {"port": free_port(), "admission": {"early_rejection": False}, **router},
             "kv_transfer": {"buffer_device": "cpu"},
             "startup_timeout_s": _START_TIMEOUT_S,
             "drain_timeout_s": 5,

@@ -55,7 +55,7 @@ class StreamLink(WorkerLink):
 
     def __init__(self, address: str, router_id: str, on_load: OnLoad) -> None:
         super().__init__(address, router_id, on_load)
-        self._open_stream = self._channel.unary_stream(
+        self._open_stream = self.channel.unary_stream(
             f"/{_SERVICE}/Stream",
             request_serializer=worker_pb2.GenerateRequest.SerializeToString,
             response_deserializer=worker_pb2.Delta.FromString,
@@ -63,7 +63,7 @@ class StreamLink(WorkerLink):
         self._readers: dict[str, asyncio.Task[None]] = {}
 
     async def generate(self, message: worker_pb2.GenerateRequest, sink: Sink) -> None:
-        message.router_id = self._router_id
+        message.router_id = self.router_id
         if not self.up:
             raise WorkerLost(f"worker {self.address} is not attached")
         request_id = message.request.request_id

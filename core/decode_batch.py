@@ -56,6 +56,8 @@ class DecodeBatch:
     def num_new_blocks(self, num_steps: int) -> int:
         """KV blocks the members begin in the next steps."""
         starts = self._block_starts
+        if num_steps == 1:
+            return starts[self.tick % len(starts)]
         num_periods, num_rest = divmod(num_steps, len(starts))
         first = self.tick % len(starts)
         num_blocks = num_periods * len(self._members) + sum(starts[first : first + num_rest])

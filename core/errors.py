@@ -8,6 +8,7 @@ BatonError
 │   └── Overloaded         its queue or its KV cache is full
 ├── WorkerLost             the worker died or its channel broke while it held the request
 ├── NoWorkerAvailable      no worker of the model can take the request
+├── Rejected               a router will not take the request: too much is waiting already
 └── KvHandleError          a KV handle does not fit (forged, stale, other model, other tokens)
 
 Foreign errors are wrapped once, where they enter, with the cause chained. They become HTTP or gRPC
@@ -50,6 +51,22 @@ class NoWorkerAvailable(BatonError):
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Rejected(BatonError):
+    """A router refuses a request before any work has been done for it.
+
+    Args:
+        reason: a short metric label.
+        status: the HTTP status: 429 on arrival, 503 once it had waited.
+        retry_after_s: when it may be worth to try again, in whole seconds.
+    """
+
+    def __init__(self, message: str, *, reason: str, status: int, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
         self.retry_after_s = retry_after_s
 
 

@@ -63,7 +63,9 @@ class KvBlocks:
 
     def take(self, num_blocks: int) -> None:
         """Puts free blocks in use, evicting cached prefixes where they lie."""
-        assert 0 <= num_blocks <= self.num_free, "more KV blocks than there are"
+        if not num_blocks:
+            return
+        assert 0 < num_blocks <= self.num_free, "more KV blocks than there are"
         self.num_used += num_blocks
         while self.num_used + self.cache.num_idle * self._blocks_per_piece > self.num_blocks:
             self.cache.evict_oldest()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from core.record import record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@record
 class PrefillChunk:
     """The part of one prompt that one step computes."""
 
@@ -33,12 +36,12 @@ class StepTime(Protocol):
 
     def decode_ends_s(
         self, start_s: float, num_decoding: int, decode_kv_tokens: int, num_steps: int
-    ) -> list[float]:
+    ) -> array[float]:
         """End times of consecutive pure decode steps, each with ``num_decoding`` more KV tokens.
 
         An override must add up to the same floats as ``step_s`` asked once a step.
         """
-        ends_s = []
+        ends_s = array("d")
         for _ in range(num_steps):
             start_s += self.step_s((), num_decoding, decode_kv_tokens)
             decode_kv_tokens += num_decoding
@@ -78,11 +81,11 @@ class LinearStepTime(StepTime):
 
     def decode_ends_s(
         self, start_s: float, num_decoding: int, decode_kv_tokens: int, num_steps: int
-    ) -> list[float]:
+    ) -> array[float]:
         batch_ms = self.decode_base_ms + self.decode_ms_per_seq * num_decoding
         per_kv_token_ms = self.decode_ms_per_kv_token
         last_kv_tokens = decode_kv_tokens + num_decoding * num_steps
-        ends_s = []
+        ends_s = array("d")
         for kv_tokens in range(decode_kv_tokens, last_kv_tokens, num_decoding):
             start_s += (batch_ms + per_kv_token_ms * kv_tokens) / 1e3
             ends_s.append(start_s)

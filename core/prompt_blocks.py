@@ -82,6 +82,34 @@ def chain_states(
     return states
 
 
+class PromptBlocks:
+    """One prompt's block names, made once for every block size that is asked for.
+
+    Args:
+        root: of ``root_state``.
+        token_ids: the prompt.
+    """
+
+    __slots__ = ("_by_size", "_root", "_token_ids")
+
+    def __init__(self, root: int, token_ids: Sequence[int]) -> None:
+        self._root = root
+        self._token_ids = token_ids
+        self._by_size: dict[int, npt.NDArray[np.uint64]] = {}
+
+    def states(self, block_size_tokens: int) -> npt.NDArray[np.uint64]:
+        """Of the full blocks; not to be written to."""
+        states = self._by_size.get(block_size_tokens)
+        if states is None:
+            states = chain_states(self._root, self._token_ids, block_size_tokens)
+            self._by_size[block_size_tokens] = states
+        return states
+
+    def most_cached_tokens(self, block_size_tokens: int) -> int:
+        """What an engine takes from its cache at most: it computes the last token, and whole blocks only."""
+        return (len(self._token_ids) - 1) // block_size_tokens * block_size_tokens
+
+
 def _as_words(token_ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     # An array("q") reads a list several times faster than numpy does.
     try:

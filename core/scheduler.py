@@ -27,6 +27,10 @@ class Schedule:
     preempted: list[str] = field(default_factory=list)
 
 
+_ONLY_DECODES = Schedule()
+"""What most steps are; nobody changes it."""
+
+
 class Scheduler:
     """Queues, batch and KV memory of one worker.
 
@@ -50,6 +54,11 @@ class Scheduler:
         """The sequence between two chunks of its prompt: the budget leaves room for one at most."""
         self._chunked: list[SequenceState] = []
         """Sequences with a chunk in the step in flight."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits or runs: there is nothing to schedule."""
+        return not (self.num_waiting or self.decodes or self._partial)
 
     def add(self, seq: SequenceState) -> None:
         """Queues a new sequence."""
@@ -83,6 +92,8 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> Schedule:
         """Composes the next step, which starts now."""
+        if not (self.num_waiting or self._partial) and self.decodes.fits(1, self.blocks.num_free):
+            return _ONLY_DECODES
         schedule = Schedule()
         self._make_room_for_decodes(schedule)
         budget = self._config.max_num_batched_tokens - len(self.decodes)
@@ -90,7 +101,7 @@ class Scheduler:
             budget -= self._add_chunk(now_s, self._partial, budget, schedule)
             self._partial = None
         # What was preempted must not take back the room that was made.
-        if not schedule.preempted or not (self._chunked or self.decodes):
+        if self.num_waiting and (not schedule.preempted or not (self._chunked or self.decodes)):
             self._admit(now_s, budget, schedule)
         return schedule
 
@@ -100,6 +111,8 @@ class Scheduler:
 
     def finish_decodes(self, num_steps: int) -> list[SequenceState]:
         """Counts the decode steps done; returns the sequences with all their tokens."""
+        if not self.decodes:
+            return []
         self.blocks.take(self.decodes.num_new_blocks(num_steps))
         return self.decodes.advance(num_steps)
 

@@ -14,6 +14,7 @@ base and the cost of their chunk cannot be told apart, and chunks would no longe
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ _MAX_KNOTS = 128
 """Most batches, and most KV sizes, of the decode grid."""
 _SAME = 0.001
 """Decode points whose batch and KV are this near in logarithm share a knot; their residuals are averaged."""
+_FEW_STEPS = 32
+"""From here on numpy adds up steps faster than a loop."""
 _NUM_NEIGHBOURS = 4
 """Measured points that decide the residual of a knot where nothing was measured."""
 
@@ -56,11 +59,8 @@ class TableStepTime(StepTime):
         self._decode_base_s = self._decode.line(0).step_s(0)
 
     def step_s(self, prefills: Sequence[PrefillChunk], num_decoding: int, decode_kv_tokens: int) -> float:
-        line = self._decode.lines.get(num_decoding) or self._decode.line(num_decoding)
-        index = bisect_right(line.knots, decode_kv_tokens)
-        decode_s = line.intercepts[index] + line.slopes[index] * decode_kv_tokens
         if not prefills:
-            return decode_s if num_decoding else self._decode_base_s
+            return self._decode_s(num_decoding, decode_kv_tokens) if num_decoding else self._decode_base_s
         prompt_s = self._prefill.prompt_s
         step_s = 0.0
         ends_prompt = False
@@ -71,23 +71,35 @@ class TableStepTime(StepTime):
         step_s += self._prefill_base_s if ends_prompt else self._decode_base_s
         if not num_decoding:
             return step_s
+        decode_s = self._decode_s(num_decoding, decode_kv_tokens)
         return max(step_s + decode_s - self._decode_base_s, decode_s)
+
+    def _decode_s(self, num_decoding: int, kv_tokens: int) -> float:
+        line = self._decode.lines.get(num_decoding) or self._decode.line(num_decoding)
+        index = bisect_right(line.knots, kv_tokens)
+        return line.intercepts[index] + line.slopes[index] * kv_tokens
 
     def decode_ends_s(
         self, start_s: float, num_decoding: int, decode_kv_tokens: int, num_steps: int
-    ) -> list[float]:
+    ) -> array[float]:
         line = self._decode.lines.get(num_decoding) or self._decode.line(num_decoding)
         knots = line.knots
         last_kv_tokens = decode_kv_tokens + num_decoding * num_steps
-        ends_s: list[float] = []
+        ends_s = array("d")
         while decode_kv_tokens < last_kv_tokens:
             index = bisect_right(knots, decode_kv_tokens)
             intercept, slope = line.intercepts[index], line.slopes[index]
             limit = min(last_kv_tokens, knots[index]) if index < len(knots) else last_kv_tokens
             piece = range(decode_kv_tokens, limit, num_decoding)
-            for kv_tokens in piece:
-                start_s += intercept + slope * kv_tokens
-                ends_s.append(start_s)
+            if len(piece) < _FEW_STEPS:
+                for kv_tokens in piece:
+                    start_s += intercept + slope * kv_tokens
+                    ends_s.append(start_s)
+            else:
+                steps_s = intercept + slope * np.arange(decode_kv_tokens, limit, num_decoding)
+                steps_s[0] += start_s
+                ends_s.frombytes(steps_s.cumsum().tobytes())
+                start_s = ends_s[-1]
             decode_kv_tokens += len(piece) * num_decoding
         return ends_s
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from core.observed_steps import StepObservation
+from core.record import record
+
 
 class Role(StrEnum):
     """What a worker does now. State, not class: it changes without an engine restart."""
@@ -13,7 +16,7 @@ class Role(StrEnum):
     DECODE = "decode"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WorkerLoad:
     """A worker's load at one moment, as its engine counts it."""
 
@@ -31,7 +34,7 @@ class WorkerLoad:
     """Leases of pinned KV that have ended unused, since the engine's start."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WorkerReport:
     """One heartbeat: who the worker is and how it does."""
 
@@ -59,6 +62,10 @@ class WorkerReport:
     max_num_seqs: int
     max_num_batched_tokens: int
     load: WorkerLoad = field(default_factory=WorkerLoad)
+    heartbeat: int = 0
+    """Which heartbeat this is since the engine's start: a report may be seen more than once."""
+    steps: tuple[StepObservation, ...] = ()
+    """A few of the steps since the heartbeat before, all in ``role``."""
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -94,3 +101,5 @@ class Snapshot:
     incarnation: str
     epoch: int
     workers: tuple[WorkerReport, ...] = ()
+    num_routers: int = 1
+    """Routers that have asked for a snapshot lately."""

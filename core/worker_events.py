@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from core.performance_model import PrefillChunk
 from core.prefix_cache import BlockHash
+from core.record import record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class WorkerModelConfig:
         return self.num_kv_blocks * self.block_size_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SequenceSpec:
     """One sequence to run."""
 
@@ -77,12 +78,12 @@ class SequenceSpec:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Step:
     """What the worker computes next: chunks of prompts and decodes, or several decode steps in a row."""
 
     start_s: float
-    ends_s: tuple[float, ...]
+    ends_s: Sequence[float]
     """When each step ends; more than one only if all steps are decodes of one batch."""
     prefills: tuple[PrefillChunk, ...]
     num_decoding: int
@@ -92,7 +93,7 @@ class Step:
         return self.ends_s[-1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class KvPull:
     """Blocks are set aside: move the KV, then say ``kv_arrived`` exactly once, aborted or not."""
 
@@ -101,7 +102,7 @@ class KvPull:
     """Remote tokens the worker's own prefix cache does not hold."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Plan:
     """What planning a step led to."""
 
@@ -114,7 +115,7 @@ class Plan:
     """Sequences whose KV was dropped for want of blocks; they will recompute it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Prefilled:
     """A sequence computed all its tokens so far and got one more at the step's end."""
 
@@ -129,7 +130,7 @@ class Prefilled:
     """From first scheduling to the end of this step."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Finished:
     """A sequence emitted its last token at the step's end."""
 
@@ -143,12 +144,12 @@ class Finished:
     """When the pin ends unless renewed; None: nothing is pinned."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StepResult:
     """The tokens of a step: one at its end for each of ``prefilled``, one at each of ``ends_s`` for
     each of ``decoded``."""
 
-    ends_s: tuple[float, ...]
+    ends_s: Sequence[float]
     decoded: tuple[str, ...]
     prefilled: tuple[Prefilled, ...]
     finished: tuple[Finished, ...]

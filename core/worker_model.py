@@ -22,6 +22,7 @@ Every sequence is in one stage::
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import replace
 
 from core.errors import Draining, Overloaded, WorkerLost
@@ -143,7 +144,7 @@ class WorkerModel:
             return
         num_past = bisect_left(self._step.ends_s, now_s)
         past_s, rest_s = self._step.ends_s[:num_past], self._step.ends_s[num_past:]
-        self._step = replace(self._step, ends_s=past_s + tuple(end_s + duration_s for end_s in rest_s))
+        self._step = replace(self._step, ends_s=(*past_s, *(end_s + duration_s for end_s in rest_s)))
 
     def fail(self, now_s: float) -> list[str]:
         """Failure on demand: the worker dies; returns the sequences that are lost with it."""
@@ -165,7 +166,7 @@ class WorkerModel:
         """
         self._advance(now_s)
         assert self._step is None, "a step is in flight"
-        if self._dead or now_s < self._stall_end_s:
+        if self._dead or now_s < self._stall_end_s or self._scheduler.idle:
             return _NOTHING
         schedule = self._scheduler.schedule(now_s)
         for pull in schedule.pulls:
@@ -181,42 +182,42 @@ class WorkerModel:
 
     def _make_step(self, now_s: float, schedule: Schedule, max_decode_steps: int) -> Step | None:
         decodes = self._scheduler.decodes
-        if schedule.prefills:
+        num_decoding, kv_tokens = len(decodes), decodes.kv_tokens
+        ends_s: Sequence[float]
+        if prefills := schedule.prefills:
             # Attention kernels run a one-token chunk as a decode.
-            long = [chunk for chunk in schedule.prefills if chunk.num_tokens > 1]
-            short = [chunk for chunk in schedule.prefills if chunk.num_tokens == 1]
-            kv_tokens = decodes.kv_tokens + sum(chunk.context_tokens for chunk in short)
-            ends_s = [now_s + self._step_time.step_s(long, len(decodes) + len(short), kv_tokens)]
-        elif decodes:
+            long = [chunk for chunk in prefills if chunk.num_tokens > 1]
+            if num_short := len(prefills) - len(long):
+                kv_tokens += sum([chunk.context_tokens for chunk in prefills if chunk.num_tokens == 1])
+            ends_s = (now_s + self._step_time.step_s(long, num_decoding + num_short, kv_tokens),)
+        elif num_decoding:
             num_steps = self._scheduler.num_uniform_steps(max_decode_steps)
-            ends_s = self._step_time.decode_ends_s(now_s, len(decodes), decodes.kv_tokens, num_steps)
+            ends_s = self._step_time.decode_ends_s(now_s, num_decoding, kv_tokens, num_steps)
         else:
             return None
-        return Step(
-            start_s=now_s,
-            ends_s=tuple(ends_s),
-            prefills=tuple(schedule.prefills),
-            num_decoding=len(decodes),
-        )
+        return Step(start_s=now_s, ends_s=ends_s, prefills=tuple(prefills), num_decoding=num_decoding)
 
     def cut_step(self, now_s: float) -> StepResult | None:
         """Hands out the decode steps in flight that ended before ``now_s``, drops those not begun."""
         self._advance(now_s)
         step = self._step
         assert step is not None, "no step is in flight"
-        num_past = min(bisect_left(step.ends_s, now_s), len(step.ends_s) - 1)
-        if len(step.ends_s) > 1:
-            self._step = replace(
-                step,
-                start_s=step.ends_s[num_past - 1] if num_past else step.start_s,
-                ends_s=(step.ends_s[num_past],),
-            )
+        ends_s = step.ends_s
+        if len(ends_s) == 1:
+            return None
+        num_past = min(bisect_left(ends_s, now_s), len(ends_s) - 1)
+        self._step = Step(
+            start_s=ends_s[num_past - 1] if num_past else step.start_s,
+            ends_s=(ends_s[num_past],),
+            prefills=(),
+            num_decoding=step.num_decoding,
+        )
         if not num_past:
             return None
         decoded = self._scheduler.decodes.request_ids()
         finished = self._scheduler.finish_decodes(num_past)
         assert not finished, "only the last of several steps finishes a sequence"
-        return StepResult(ends_s=step.ends_s[:num_past], decoded=decoded, prefilled=(), finished=())
+        return StepResult(ends_s=ends_s[:num_past], decoded=decoded, prefilled=(), finished=())
 
     def finish_step(self, now_s: float) -> StepResult:
         """The step in flight has ended: hands out its tokens."""
@@ -226,13 +227,16 @@ class WorkerModel:
         assert now_s >= step.end_s, "the step has not ended"
         decoded = self._scheduler.decodes.request_ids()
         done = self._scheduler.finish_decodes(len(step.ends_s))
-        prefilled = self._scheduler.finish_prefills()
-        done += [seq for seq in prefilled if seq.stage is Stage.PREFILLING]
+        prefilled: list[Prefilled] = []
+        if step.prefills:
+            seqs = self._scheduler.finish_prefills()
+            done += [seq for seq in seqs if seq.stage is Stage.PREFILLING]
+            prefilled = [self._on_prefilled(now_s, seq) for seq in seqs]
         return StepResult(
             ends_s=step.ends_s,
             decoded=decoded,
-            prefilled=tuple([self._on_prefilled(now_s, seq) for seq in prefilled]),
-            finished=tuple([self._on_finished(now_s, seq) for seq in done]),
+            prefilled=tuple(prefilled),
+            finished=tuple([self._on_finished(now_s, seq) for seq in done]) if done else (),
         )
 
     def _on_prefilled(self, now_s: float, seq: SequenceState) -> Prefilled:
@@ -301,14 +305,15 @@ class WorkerModel:
 
     def load(self, now_s: float) -> WorkerLoad:
         """The load at ``now_s``, exact also between the decode steps in flight."""
-        num_waiting = self._scheduler.num_waiting
-        num_past = 0 if self._step is None else bisect_left(self._step.ends_s, now_s)
+        scheduler, step = self._scheduler, self._step
+        num_waiting, kv_used_blocks = scheduler.num_waiting, scheduler.blocks.num_used
+        if step is not None and (num_past := bisect_left(step.ends_s, now_s)):
+            kv_used_blocks += scheduler.decodes.num_new_blocks(num_past)
         return WorkerLoad(
             num_running=len(self._sequences) - num_waiting,
             num_waiting=num_waiting,
             waiting_prefill_tokens=self._waiting_prefill_tokens,
-            kv_used_blocks=self._scheduler.blocks.num_used
-            + (self._scheduler.decodes.num_new_blocks(num_past) if num_past else 0),
+            kv_used_blocks=kv_used_blocks,
             num_pinned=len(self._pins),
         )
 

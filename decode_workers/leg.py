@@ -32,6 +32,8 @@ _OUTCOMES = {
     Outcome.CACHED: worker_pb2.Transfer.CACHED,
     Outcome.RECOMPUTED: worker_pb2.Transfer.RECOMPUTED,
 }
+LOAD_BEAT_S = 0.05
+"""How soon a change of load reaches routers that get no tokens from here."""
 _RENEW_SHARE = 1 / 3
 _RESERVATION_TTL_S = 60.0
 
@@ -71,10 +73,13 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
             await previous.close()
         outbox = self._outboxes[message.router_id] = Outbox()
         try:
-            yield worker_pb2.Frame(load=load_to_proto(self._engine.load()))
+            load = self._engine.load()
+            yield worker_pb2.Frame(load=load_to_proto(load))
             while True:
-                deltas = await outbox.take()
-                yield worker_pb2.Frame(deltas=deltas, load=load_to_proto(self._engine.load()))
+                deltas = await outbox.take(LOAD_BEAT_S)
+                told, load = load, self._engine.load()
+                if deltas or load != told:
+                    yield worker_pb2.Frame(deltas=deltas, load=load_to_proto(load))
         finally:
             if self._outboxes.get(message.router_id) is outbox:
                 del self._outboxes[message.router_id]

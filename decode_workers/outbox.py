@@ -24,9 +24,13 @@ class Outbox:
         self._deltas.append(delta)
         self._filled.set()
 
-    async def take(self) -> list[worker_pb2.Delta]:
-        """Waits for at least one delta and takes all there are."""
-        await self._filled.wait()
+    async def take(self, timeout_s: float) -> list[worker_pb2.Delta]:
+        """Waits for at least one delta and takes all there are; none after ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._filled.wait()
+        except TimeoutError:
+            return []
         await asyncio.sleep(0)  # let the rest of this step's deltas arrive
         deltas, self._deltas = self._deltas, []
         self._filled.clear()

@@ -13,6 +13,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from core.errors import BatonError, ConfigError
+from deploy.cli_explain import explain
 from deploy.cli_plan import plan
 from deploy.cli_profile import profile
 from deploy.cli_simulate import simulate
@@ -253,6 +254,15 @@ baton plan --trace requests.csv --gpus 16 --profile tp2.json --profile tp4.json 
 
 baton plan --trace requests.csv --ttft-ms 300 --tpot-ms 20 --busiest-minutes 10 --json plan.json"""
 )(plan)
+
+
+app.command(
+    epilog="""Examples:
+
+baton explain chatcmpl-9f2c...                        a request sent with the header X-Baton-Explain: 1
+
+baton explain --prompt "What is a baton?"             where this would go now, and why"""
+)(explain)
 
 
 def _print_ready(url: str) -> None:

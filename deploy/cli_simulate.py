@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +84,9 @@ def simulate(
     policy: Annotated[
         str, typer.Option("--policy", help=f"Routing policy: {', '.join(POLICY_NAMES)}.")
     ] = DEFAULT_POLICY,
+    admission: Annotated[
+        bool, typer.Option("--admission/--no-admission", help="Routers queue and refuse requests.")
+    ] = False,
     action: Annotated[
         list[str] | None,
         typer.Option("--action", metavar="ACTION", help="A fault or a change, such as '120 kill SHAPE-0'."),
@@ -98,6 +102,7 @@ def simulate(
     """Simulate a trace: attainment, goodput and latencies, in seconds and without a GPU."""
     from deploy.cli_output import messages
     from deploy.simulate_setup import ClusterOptions, TraceOptions, set_up
+    from router.admission_limits import AdmissionLimits
     from simulator.action_text import action_from_text
     from simulator.reports.summary import summarize
     from simulator.simulation import simulate as run_simulation
@@ -126,18 +131,21 @@ def simulate(
             tpot_ms=tpot_ms,
         ),
     )
+    cluster = replace(setup.cluster, admission=AdmissionLimits() if admission else None)
     if save_trace is not None:
         write_trace(setup.trace, save_trace)
     with simulation_progress(len(setup.trace.requests)) as on_progress:
         result = run_simulation(
             setup.trace,
-            setup.cluster,
+            cluster,
             make_policy=lambda router_seed: make_policy(policy, router_seed),
             actions=actions,
             seed=seed,
             on_progress=on_progress,
         )
     settings = {**setup.settings, "policy": policy, "actions": action or []}
+    if admission:
+        settings["admission"] = True
     summary = summarize(result, setup.slo, settings=settings)
     if timing:
         summary["wall_s"] = result.wall_s

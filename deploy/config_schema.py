@@ -105,7 +105,8 @@ class ShapeConfig(_Section):
     mock: MockConfig | None = None
     """Only with `engine: mock`."""
     profile: Name | None = None
-    """Performance profile of its workers, a file or a packaged name: what `baton simulate` computes with."""
+    """Performance profile of its workers, a file or a packaged name: what the router predicts from and what
+    `baton simulate` computes with. Without one the router learns how long steps take as it goes."""
 
 
 class ModelConfig(_Section):
@@ -125,6 +126,26 @@ class ModelConfig(_Section):
     """The workers, by shape."""
 
 
+class AdmissionConfig(_Section):
+    """Which request goes to the workers next, which waits, which is refused. Each router replica has a line
+    of its own: by priority, fair between tenants, earliest deadline first."""
+
+    enabled: bool = True
+    """Off sends every request to the workers at once, in the order of arrival."""
+    early_rejection: bool = True
+    """Refuse with 429 and `Retry-After` what will not meet its TTFT target; off lets it wait."""
+    max_queue_requests: Count = 1024
+    """Requests that wait in one router replica; more are refused, the least urgent first."""
+    max_wait_s: PositiveSeconds = 60.0
+    """Seconds a request waits at most; then it is refused with 503."""
+    aging_s: PositiveSeconds = 5.0
+    """Seconds after which a waiting request moves up one priority class."""
+    dispatch_ahead_s: PositiveSeconds = 0.2
+    """A request is sent to its prefill worker this many seconds before the worker can begin with it."""
+    tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Shares of tenants, named by their `X-Baton-Tenant`, in relation to each other; 1 for everybody else."""
+
+
 class RouterConfig(_Section):
     """The OpenAI front end."""
 
@@ -134,8 +155,16 @@ class RouterConfig(_Section):
     """Address to listen on. `0.0.0.0` opens the cluster to the network."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """HTTP port."""
-    max_ongoing_requests: PositiveCount = 1024
-    """Requests in flight in one router replica; more are refused with 503."""
+    policy: Literal["predictive", "least_load", "power_of_two", "round_robin", "random"] = "predictive"
+    """Who gets a request. `predictive` goes by predicted TTFT and TPOT, caches included; the others know only
+    load or not even that, and exist for comparison."""
+    cache_events: bool = True
+    """Let workers tell the routers what their prefix caches hold. Off, or with a policy other than
+    `predictive`, routers guess from what they have sent."""
+    admission: AdmissionConfig = AdmissionConfig()
+    """Which request goes next, which waits, which is refused."""
+    max_ongoing_requests: PositiveCount = 4096
+    """Requests in flight in one router replica, those that wait among them; more are refused with 503."""
     haproxy: bool = True
     """Let HAProxy talk to the router replicas; off sends every chunk through Ray Serve's Python proxy."""
     stream_hard_stop_s: PositiveCount = 3600

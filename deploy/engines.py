@@ -6,11 +6,11 @@ import uuid
 
 from core.performance_model import LinearStepTime
 from core.worker_events import WorkerModelConfig
-from deploy.settings import CONNECTOR_CLASS, CONNECTOR_MODULE, WORKER_EXTENSION, WorkerSettings
+from deploy.settings import CONNECTOR_CLASS, CONNECTOR_MODULE, STEP_METER, WORKER_EXTENSION, WorkerSettings
 from engine.base import Engine
 from engine.mock_engine import MockEngine, MockEngineConfig
 from engine.vllm_engine import VllmEngine, VllmEngineSpec
-from kv_transfer.params import NUM_PINNED_STAT
+from kv_transfer.params import NUM_PINNED_STAT, STEP_METER_OPTION, STEPS_STAT
 from kv_transfer.peer import KvPeerAddress, free_port
 
 
@@ -39,12 +39,14 @@ async def start_engine(settings: WorkerSettings, host: str) -> tuple[Engine, KvP
             connector_module=CONNECTOR_MODULE,
             worker_extension=WORKER_EXTENSION,
             kv_buffer_device=settings.kv_buffer_device,
-            connector_options=settings.connector_options,
+            connector_options={**settings.connector_options, STEP_METER_OPTION: STEP_METER},
             lease_s=settings.lease_s,
             side_channel_host=host,
             side_channel_port=port,
             num_pinned_stat=NUM_PINNED_STAT,
+            steps_stat=STEPS_STAT,
             startup_timeout_s=settings.startup_timeout_s,
+            kv_events=settings.kv_events,
         )
     )
     return engine, KvPeerAddress(incarnation, host, port, engine.info.tp_size)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from dataclasses import replace
 
 from core.clock import MonotonicClock
 from core.types import DesiredState, Role, Snapshot, WorkerReport
@@ -16,6 +17,8 @@ from telemetry.logs import configure_logging
 from telemetry.registry_metrics import RegistryMetrics
 
 _ROUTER_TTL_S = 30.0
+_ROUTER_AWAY_S = 5.0
+"""A router asks every second."""
 
 
 class RegistryReplica:
@@ -78,21 +81,25 @@ class RegistryReplica:
         if snapshot is not None:
             self._metrics.snapshot_served()
             self._metrics.set_snapshot(snapshot)
+            snapshot = replace(snapshot, num_routers=len(self._routers_since(_ROUTER_AWAY_S)))
         return snapshot
 
     async def metrics_targets(self) -> list[dict[str, object]]:
         """Every process's metrics endpoint, as Prometheus's HTTP service discovery wants it."""
-        oldest_s = time.monotonic() - _ROUTER_TTL_S
         targets = [ScrapeTarget(address=self._exporter.address, labels={"process": "registry"})]
         targets += [
             ScrapeTarget(address=address, labels={"process": "router"})
-            for address, seen_at_s in self._routers.values()
-            if seen_at_s > oldest_s
+            for address in self._routers_since(_ROUTER_TTL_S)
         ]
         snapshot = self._registry.snapshot()
         if snapshot is not None:
             targets += worker_targets(snapshot)
         return http_sd(targets)
+
+    def _routers_since(self, age_s: float) -> list[str]:
+        """Metrics addresses of the routers that asked for a snapshot in the last seconds."""
+        oldest_s = time.monotonic() - age_s
+        return [address for address, seen_at_s in self._routers.values() if seen_at_s > oldest_s]
 
     async def _wake(self, epoch_before: int, left: str | None = None) -> None:
         self._count_changes(left)

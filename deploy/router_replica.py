@@ -11,11 +11,13 @@ from ray import serve
 
 from core.clock import MonotonicClock
 from core.errors import StartupError
+from core.table_step_time import TableStepTime
 from core.types import Snapshot
 from deploy.node import node_host
 from deploy.settings import RouterSettings
 from router.cluster_view import ClusterView
-from router.policy import LeastLoadPolicy
+from router.policies import make_policy
+from router.step_times import StepTimes
 from router.trace import TraceLog
 from router.worker_link import WorkerLink
 from telemetry.exporter import new_registry, start_exporter
@@ -64,23 +66,27 @@ class RouterReplica:
             extra=settings.vllm_args,
         )
         metrics_registry = new_registry()
-        self._metrics = RouterMetrics(
-            metrics_registry,
-            slo_targets={settings.model: SloTargets(ttft_s=settings.ttft_slo_s, tpot_s=settings.tpot_slo_s)},
-        )
+        slo = SloTargets(ttft_s=settings.ttft_slo_s, tpot_s=settings.tpot_slo_s)
+        self._metrics = RouterMetrics(metrics_registry, slo_targets={settings.model: slo})
         self._exporter = start_exporter(node_host(self._settings.bind_host), metrics_registry)
+        step_times = {shape: TableStepTime(profile) for shape, profile in settings.profiles.items()}
         self._view = ClusterView(
-            lambda report, on_load: WorkerLink(report.address, self._router_id, on_load), clock
+            lambda report, on_load: WorkerLink(report.address, self._router_id, on_load),
+            clock,
+            StepTimes(step_times.get),
         )
         traces = TraceLog()
         relay = Relay(
             self._view,
-            LeastLoadPolicy(),
+            make_policy(settings.policy),
             RelayConfig(
                 prefill_timeout_s=settings.prefill_timeout_s, stall_timeout_s=settings.stall_timeout_s
             ),
             clock,
+            limits=settings.admission,
+            tpot_slo_s=settings.tpot_slo_s,
         )
+        self._metrics.queued.set_function(lambda: relay.num_waiting)
         self._client = RelayEngineClient(
             front_end_config(args),
             settings.model,
@@ -88,9 +94,12 @@ class RouterReplica:
             RequestTracker(self._metrics, traces, clock),
             clock,
             self._router_id,
+            slo,
         )
         app = await build_openai_app(self._client, args)
-        app.include_router(admin_routes(self._view, traces, self._registry.metrics_targets.remote))
+        app.include_router(
+            admin_routes(self._view, traces, self._registry.metrics_targets.remote, self._client.explain)
+        )
         self._watcher = asyncio.create_task(self._watch_cluster(), name="cluster watch")
         await self._wait_for_workers()
         logger.info("router ready", extra=fields(metrics=self._exporter.address))
@@ -141,8 +150,8 @@ class RouterReplica:
 
     async def _take(self, snapshot: Snapshot) -> None:
         self._metrics.snapshot_received(snapshot)
-        for link in self._view.update(snapshot):
-            await link.close()
+        for member in self._view.update(snapshot):
+            await member.close()
 
     async def _ask_a_peer(self) -> Snapshot | None:
         context = serve.get_replica_context()
@@ -160,5 +169,5 @@ class RouterReplica:
         self._watcher.cancel()
         self._client.shutdown()
         for member in self._view.members():
-            await member.link.close()
+            await member.close()
         self._exporter.stop()

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.performance_profile import PerformanceProfile
 from core.types import Role
-from deploy.config_schema import BatonConfig, MockConfig, ModelConfig, ShapeConfig
+from deploy.config_schema import AdmissionConfig, BatonConfig, MockConfig, ModelConfig, ShapeConfig
+from router.admission_limits import AdmissionLimits
+from simulator.profiles.files import find_profile
 
 APP_NAME = "baton"
 LOOPBACK = "127.0.0.1"
@@ -21,6 +24,7 @@ ROUTER_NAME = "Router"
 CONNECTOR_CLASS = "BatonConnector"
 CONNECTOR_MODULE = "kv_transfer.connector"
 WORKER_EXTENSION = "kv_transfer.worker_extension.BatonWorkerExtension"
+STEP_METER = "engine.step_meter.StepMeter"
 _WEIGHT_ARGS = (
     *("dtype", "quantization", "hf_overrides", "load_format", "model_loader_extra_config", "model_impl"),
     *("kv_cache_dtype", "logits_processors", "override_generation_config", "generation_config"),
@@ -42,6 +46,8 @@ class WorkerSettings:
     engine: str
     engine_args: Mapping[str, Any]
     mock: Mapping[str, Any]
+    kv_events: bool
+    """Whether the worker tells routers what its prefix cache holds."""
     kv_buffer_device: str
     connector_options: Mapping[str, Any]
     lease_s: int
@@ -64,6 +70,10 @@ class RouterSettings:
     engine_args: Mapping[str, Any]
     """Of the first shape that runs vLLM: what front end and engines must agree on is in there."""
     vllm_args: tuple[str, ...]
+    policy: str
+    profiles: Mapping[str, PerformanceProfile]
+    """By shape; shapes without one are left out."""
+    admission: AdmissionLimits | None
     max_ongoing_requests: int
     prefill_timeout_s: float
     stall_timeout_s: float
@@ -88,6 +98,7 @@ def worker_settings(
         engine=shape.engine,
         engine_args=dict(shape.engine_args),
         mock=(shape.mock or MockConfig()).model_dump() if shape.engine == "mock" else {},
+        kv_events=config.router.policy == "predictive" and config.router.cache_events,
         kv_buffer_device=config.kv_transfer.buffer_device,
         connector_options={
             "backends": [config.kv_transfer.backend],
@@ -103,7 +114,11 @@ def worker_settings(
 
 
 def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
-    """Cuts the router settings out of the configuration."""
+    """Cuts the router settings out of the configuration.
+
+    Raises:
+        core.errors.ConfigError: a shape's profile is not to be found, or wrong.
+    """
     engine_args: Mapping[str, Any] = next(
         (shape.engine_args for shape in model.shapes if shape.engine == "vllm"), {}
     )
@@ -115,6 +130,11 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
         adapters={adapter.name: adapter.path for adapter in model.adapters},
         engine_args=dict(engine_args),
         vllm_args=(*config.router.vllm_args, *template),
+        policy=config.router.policy,
+        profiles={
+            shape.name: find_profile(shape.profile) for shape in model.shapes if shape.profile is not None
+        },
+        admission=admission_limits(config.router.admission),
         max_ongoing_requests=config.router.max_ongoing_requests,
         prefill_timeout_s=config.router.prefill_timeout_s,
         stall_timeout_s=config.router.stall_timeout_s,
@@ -123,6 +143,11 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
         startup_timeout_s=config.startup_timeout_s,
         bind_host=bind_host(config),
     )
+
+
+def admission_limits(config: AdmissionConfig) -> AdmissionLimits | None:
+    """None: everything is sent at once."""
+    return AdmissionLimits(**config.model_dump(exclude={"enabled"})) if config.enabled else None
 
 
 def _weights_id(model: ModelConfig, shape: ShapeConfig) -> str:

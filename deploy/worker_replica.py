@@ -23,6 +23,7 @@ from decode_workers.leg import DecodeLeg
 from deploy.engines import start_engine
 from deploy.node import node_host
 from deploy.settings import WorkerSettings
+from engine.cache_service import CacheFeedService
 from engine.gate import Gate
 from kv_transfer.handle import KvHandleCodec, KvIdentity
 from kv_transfer.peer import KvPeerAddress
@@ -65,6 +66,7 @@ class WorkerReplica:
         self._role = min(settings.allowed_roles)
         self._role_assigned = False
         self._num_expired_leases = 0
+        self._num_heartbeats = 0
         self._met_peers: set[str] = set()
         self._meeting: asyncio.Task[None] | None = None
         configure_logging(self._worker_id)
@@ -112,6 +114,9 @@ class WorkerReplica:
             ),
             server,
         )
+        worker_pb2_grpc.add_CacheFeedServicer_to_server(
+            CacheFeedService(self._engine.cache_log, info.incarnation), server
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for service in worker_pb2.DESCRIPTOR.services_by_name.values():
@@ -156,6 +161,7 @@ class WorkerReplica:
         self._metrics.set_load(load)
         self._metrics.leases_expired(load.num_expired_leases - self._num_expired_leases)
         self._num_expired_leases = load.num_expired_leases
+        self._num_heartbeats += 1
         return WorkerReport(
             worker_id=self._worker_id,
             incarnation=info.incarnation,
@@ -175,12 +181,15 @@ class WorkerReplica:
             max_num_seqs=info.max_num_seqs,
             max_num_batched_tokens=info.max_num_batched_tokens,
             load=load,
+            heartbeat=self._num_heartbeats,
+            steps=self._engine.take_steps(),
         )
 
     async def _apply(self, desired: DesiredState) -> None:
         if desired.role is not self._role or not self._role_assigned:
             logger.info("role", extra=fields(role=desired.role.value))
             self._role, self._role_assigned = desired.role, True
+            self._engine.take_steps()  # of the role it had
             self._metrics.set_role(self._role)
             await self._registry.heartbeat.remote(self._report())
         if self._meeting is None or self._meeting.done():  # never in the heartbeat's way

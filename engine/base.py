@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from core.observed_steps import StepObservation
 from core.types import WorkerLoad
 from engine.cache_log import CacheLog
 
@@ -106,6 +107,10 @@ class Engine(Protocol):
         ...
 
     def load(self) -> WorkerLoad: ...
+
+    def take_steps(self) -> tuple[StepObservation, ...]:
+        """A few of the steps since the last call; none that contain waiting."""
+        ...
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
         """Runs one request. Closing the iterator aborts it and frees its KV.

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from core.errors import WorkerLost
+from core.observed_steps import SampledStepTime, StepObservation
 from core.performance_model import H200_LLAMA_8B_FP8, KvLink, ScaledStepTime, StepTime
 from core.types import WorkerLoad
 from core.worker_events import Finished, SequenceSpec, Step, StepResult, WorkerModelConfig
@@ -55,9 +56,10 @@ class MockEngine:
 
     def __init__(self, config: MockEngineConfig) -> None:
         self._config = config
-        self._model = WorkerModel(
-            config.worker, ScaledStepTime(step_time=config.step_time, factor=config.time_scale)
+        self._step_time = SampledStepTime(
+            ScaledStepTime(step_time=config.step_time, factor=config.time_scale)
         )
+        self._model = WorkerModel(config.worker, self._step_time)
         self._streams: dict[str, MockStream] = {}
         self._pulls = MockPulls(
             link=config.link,
@@ -99,6 +101,9 @@ class MockEngine:
 
     def load(self) -> WorkerLoad:
         return self._model.load(self._now_s())
+
+    def take_steps(self) -> tuple[StepObservation, ...]:
+        return self._step_time.steps.take()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
         stream = self._open(request)

@@ -29,7 +29,7 @@ from core.performance_model import LinearStepTime, PrefillChunk
 
 KEY_PREFIX = "baton_pace_"
 _COEFFICIENTS = tuple(field.name for field in fields(LinearStepTime))
-_MAX_GAP_S = 0.05
+MAX_GAP_S = 0.05
 """Longest time between two steps that counts as part of the second one."""
 
 
@@ -120,7 +120,7 @@ class Pacer:
                 idle between them.
         """
         gap_s = now_s - self._last_end_s
-        self._start_s = self._last_end_s if goes_on and 0 <= gap_s <= _MAX_GAP_S else now_s
+        self._start_s = self._last_end_s if goes_on and 0 <= gap_s <= MAX_GAP_S else now_s
 
     def end(self, now_s: float, work: StepWork, cpu_s: float) -> float:
         """The step is computed; returns how long to sleep, in seconds."""

@@ -15,21 +15,27 @@ if TYPE_CHECKING:
 
 
 class StepReader:
-    """What each step computes; it remembers how long the prompts under way are."""
+    """What steps compute; shown every step, it remembers how long the prompts under way are."""
 
     def __init__(self) -> None:
         self._prompt_tokens: dict[str, int] = {}
 
-    def read(self, scheduler_output: SchedulerOutput) -> StepWork | None:
-        """None for a step without tokens."""
+    def skip(self, scheduler_output: SchedulerOutput) -> None:
+        """Has the step pass by: cheap, whatever runs in it."""
         for request_id in scheduler_output.finished_req_ids:
             self._prompt_tokens.pop(request_id, None)
+        for new in scheduler_output.scheduled_new_reqs:
+            self._prompt_tokens[new.req_id] = len(new.prompt_token_ids or ())
+
+    def read(self, scheduler_output: SchedulerOutput) -> StepWork | None:
+        """None for a step without tokens."""
+        self.skip(scheduler_output)
         if scheduler_output.total_num_scheduled_tokens == 0:
             return None
-        chunks = []
-        for new in scheduler_output.scheduled_new_reqs:
-            num_tokens = self._prompt_tokens[new.req_id] = len(new.prompt_token_ids or ())
-            chunks.append((new.req_id, new.num_computed_tokens, num_tokens))
+        chunks = [
+            (new.req_id, new.num_computed_tokens, self._prompt_tokens[new.req_id])
+            for new in scheduler_output.scheduled_new_reqs
+        ]
         cached = scheduler_output.scheduled_cached_reqs
         for request_id, num_computed, num_output in zip(
             cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import StartupError, WorkerLost
+from core.observed_steps import StepObservation, StepSample
 from core.types import WorkerLoad
 from engine.base import EngineDelta, EngineInfo, EngineRequest, KvParams
 from engine.cache_log import CacheLog
 from engine.kv_events import KvEventReader
+from engine.step_meter import observation
 from engine.vllm_args import engine_arguments
 
 _CALL_TIMEOUT_S = 10.0
@@ -45,6 +47,8 @@ class VllmEngineSpec:
     side_channel_port: int = 0
     num_pinned_stat: str = ""
     """Name of the connector statistic that counts pinned prompts."""
+    steps_stat: str = ""
+    """Name of the connector statistic that holds steps, as ``engine.step_meter`` describes them."""
     startup_timeout_s: float = 600.0
     kv_events: bool = False
     """Follow the prefix cache, for ``VllmEngine.cache_log``; costs a full step of prefill a few ms."""
@@ -126,6 +130,9 @@ class VllmEngine:
             num_expired_leases=gauge.num_expired_leases,
         )
 
+    def take_steps(self) -> tuple[StepObservation, ...]:
+        return self._gauge.steps.take()
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -188,6 +195,8 @@ class VllmEngine:
 
     async def shutdown(self, timeout_s: float) -> None:
         await asyncio.get_running_loop().run_in_executor(self._starter, self._llm.shutdown, timeout_s)
+        # vLLM shuts down once more when the object goes, which may be while the interpreter exits.
+        self._llm.shutdown = lambda: None
         if self._events is not None:
             self._events.close()
         self._starter.shutdown(wait=False)
@@ -219,6 +228,7 @@ class _LoadGauge:
     kv_usage: float = 0.0
     num_pinned: int = 0
     num_expired_leases: int = 0
+    steps: StepSample = field(default_factory=StepSample)
 
 
 def _build(
@@ -262,7 +272,7 @@ def _build(
         raise ValueError("pipeline_parallel_size > 1 cannot take part in KV handoffs")
     gauge = _LoadGauge()
     progress.next("engine")
-    llm = AsyncLLM.from_vllm_config(config, stat_loggers=[_gauge_logger(gauge, spec.num_pinned_stat)])
+    llm = AsyncLLM.from_vllm_config(config, stat_loggers=[_gauge_logger(gauge, spec)])
     progress.next("ready")
     return llm, _info(spec, llm.vllm_config, progress), gauge
 
@@ -300,7 +310,7 @@ def _info(spec: VllmEngineSpec, config: Any, progress: _StartProgress) -> Engine
     )
 
 
-def _gauge_logger(gauge: _LoadGauge, num_pinned_stat: str) -> Any:
+def _gauge_logger(gauge: _LoadGauge, spec: VllmEngineSpec) -> Any:
     """A vLLM stat logger factory that keeps only the latest values."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -315,9 +325,13 @@ def _gauge_logger(gauge: _LoadGauge, num_pinned_stat: str) -> Any:
             gauge.num_waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
             gauge.kv_usage = scheduler_stats.kv_cache_usage
             connector_stats = scheduler_stats.kv_connector_stats or {}
-            if pinned_by_rank := connector_stats.get(num_pinned_stat):
+            if pinned_by_rank := connector_stats.get(spec.num_pinned_stat):
                 gauge.num_pinned = max(pinned_by_rank)
             gauge.num_expired_leases += len(connector_stats.get("num_kv_expired_reqs", ()))
+            if steps := connector_stats.get(spec.steps_stat):
+                for row in steps:
+                    gauge.steps.add(observation(row))
+                connector_stats[spec.steps_stat] = []  # for vLLM's own log they would be transfers
 
         def log_engine_initialized(self) -> None:
             pass

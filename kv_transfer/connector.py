@@ -9,6 +9,7 @@ What it adds, and why:
 * Anything unexpected in a pull fails that pull, never the engine.
 * Each request's last output says what became of its pull (``params.REPORT_KEY``).
 * Pinned KV can be released and its lease renewed from outside (``worker_extension``).
+* A step meter given by name is shown each step when it is scheduled and when it is done.
 * Peers that are gone can be forgotten; vLLM keeps the descriptors of all their blocks for an hour.
 * On CPU: no spinning progress thread, no pinning of the engine's main thread to one core.
 * The engine process dies with its parent.
@@ -24,7 +25,7 @@ import multiprocessing
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
@@ -38,19 +39,24 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPu
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.utils import get_base_request_id
 from vllm.logger import init_logger
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from kv_transfer.nixl_agent import CountingAgent, make_polled_agent
 from kv_transfer.params import (
     EXPIRES_KEY,
     NUM_PINNED_STAT,
+    STEP_METER_OPTION,
+    STEPS_STAT,
     Outcome,
     TransferReport,
 )
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import ReqMeta
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 _PULLS = "baton_pulls"
+_STATS = (_PULLS, NUM_PINNED_STAT, STEPS_STAT)
 _PR_SET_PDEATHSIG = 1
 _REMEMBER_RELEASED_S = 30.0
 _MAX_REPORTS = 4096
@@ -72,15 +79,27 @@ def die_with_parent() -> None:
 
 
 class BatonConnectorStats(NixlKVConnectorStats):
-    """NIXL's counters plus one row a finished pull, on their way from workers to the scheduler."""
+    """NIXL's counters plus one row a finished pull, on their way from workers to the scheduler.
+
+    The scheduler adds the steps that were measured.
+    """
 
     def reset(self) -> None:
         super().reset()
-        self.data[_PULLS] = []
-        self.data[NUM_PINNED_STAT] = []
+        self.data.update({stat: [] for stat in _STATS})
 
     def is_empty(self) -> bool:
-        return super().is_empty() and not self.data[_PULLS] and not self.data[NUM_PINNED_STAT]
+        return super().is_empty() and not any(self.data[stat] for stat in _STATS)
+
+
+class StepMeter(Protocol):
+    """Shown all steps of one engine, in order."""
+
+    def scheduled(self, scheduler_output: SchedulerOutput) -> None:
+        """A step is about to be sent to the workers."""
+
+    def done(self) -> Any | None:
+        """The first of the steps sent has ended: what to tell of it, as msgpack can carry it."""
 
 
 class BatonConnectorScheduler(NixlPullConnectorScheduler):
@@ -89,6 +108,22 @@ class BatonConnectorScheduler(NixlPullConnectorScheduler):
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
         self._reports: dict[str, TransferReport] = {}
+        meter = vllm_config.kv_transfer_config.get_from_extra_config(STEP_METER_OPTION, "")
+        self._step_meter: StepMeter | None = resolve_obj_by_qualname(meter)() if meter else None
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        if self._step_meter is not None:
+            self._step_meter.scheduled(scheduler_output)
+        return super().build_connector_meta(scheduler_output)
+
+    def step_stats(self) -> KVConnectorStats | None:
+        """Once a step, when its result has been taken in."""
+        step = None if self._step_meter is None else self._step_meter.done()
+        if step is None:
+            return None
+        stats = BatonConnectorStats()
+        stats.data[STEPS_STAT] = [step]
+        return stats
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         params = request.kv_transfer_params
@@ -357,6 +392,12 @@ class BatonConnector(NixlPullConnector):
             self.connector_scheduler = BatonConnectorScheduler(vllm_config, self.engine_id, kv_cache_config)
         else:
             self.connector_worker = BatonConnectorWorker(vllm_config, self.engine_id, kv_cache_config)
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """The scheduler asks its side once a step, with the step's result."""
+        if self.connector_scheduler is not None:
+            return self.connector_scheduler.step_stats()
+        return super().get_kv_connector_stats()
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:

@@ -18,6 +18,10 @@ DEADLINE_KEY = "remote_blocks_expiry_time"
 """vLLM's: reaches the connector's worker side with each pull; ours to fill in pull mode."""
 NUM_PINNED_STAT = "baton_num_pinned"
 """Ours: in the connector's stats, how many prefilled prompts wait to be pulled, one entry a rank."""
+STEPS_STAT = "baton_steps"
+"""Ours: in the connector's stats, what the step meter says of steps that have ended."""
+STEP_METER_OPTION = "baton_step_meter"
+"""Ours: among the connector's options, the class that measures steps, by its full name."""
 
 _REMOTE_KEYS = (
     "remote_block_ids",

@@ -6,14 +6,25 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, HTTPException
+from pydantic import BaseModel, Field
 
+from core.errors import NoWorkerAvailable
 from router.cluster_view import ClusterView, Member
 from router.trace import TraceLog
 
 MetricsTargets = Callable[[], Awaitable[list[dict[str, Any]]]]
+Explain = Callable[[str], dict[str, Any]]
 
 
-def admin_routes(view: ClusterView, traces: TraceLog, metrics_targets: MetricsTargets) -> APIRouter:
+class ExplainRequest(BaseModel):
+    """A prompt to decide for without sending it."""
+
+    prompt: str = Field(min_length=1)
+
+
+def admin_routes(
+    view: ClusterView, traces: TraceLog, metrics_targets: MetricsTargets, explain: Explain
+) -> APIRouter:
     """Routes under /baton."""
     routes = APIRouter(prefix="/baton", tags=["baton"])
 
@@ -34,6 +45,16 @@ def admin_routes(view: ClusterView, traces: TraceLog, metrics_targets: MetricsTa
         if trace is None:
             raise HTTPException(404, f"this router has no finished request {request_id!r} in its log")
         return trace.as_dict()
+
+    @routes.post("/explain")
+    async def explain_prompt(request: ExplainRequest) -> dict[str, Any]:
+        """Where this prompt would go now, and why: every worker with its score. Nothing is sent."""
+        try:
+            return explain(request.prompt)
+        except NoWorkerAvailable as error:
+            raise HTTPException(503, str(error)) from error
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
 
     @routes.get("/prometheus-sd")
     async def prometheus_sd() -> list[dict[str, Any]]:

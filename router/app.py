@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.config import VllmConfig
 
 from engine.vllm_args import engine_arguments
 from router.engine_client import RelayEngineClient
 from router.engineless_client import SUPPORTED_TASKS
-from router.tenant import TENANT_HEADER, set_tenant
+from router.request_context import Refusal, RequestContext, enter_request
 
 RETRY_AFTER_S = 1
 _BUSY = (429, 503)
@@ -98,7 +101,11 @@ async def build_openai_app(client: RelayEngineClient, args: Any) -> Any:
 
 
 class FrontDoor:
-    """ASGI middleware: who the tenant is, and when to come back."""
+    """ASGI middleware: reads the request's headers, and holds an answer's head back until its first byte.
+
+    A streamed answer's status would otherwise be sent before anyone knows whether there is an answer: a
+    request that is turned away, or that nobody could take, gets its status and when to come back.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -107,16 +114,50 @@ class FrontDoor:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        for name, value in scope["headers"]:
-            if name == TENANT_HEADER:
-                set_tenant(value)
+        try:
+            request = enter_request(scope["headers"])
+        except ValueError as error:
+            await _error(Refusal(status=400, message=str(error)))(scope, receive, send)
+            return
+        await self._app(scope, receive, _HeldHead(request, scope, receive, send))
 
-        async def send_with_retry_after(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in _BUSY:
-                message["headers"] = [
-                    *message["headers"],
-                    (b"retry-after", str(RETRY_AFTER_S).encode()),
-                ]
-            await send(message)
 
-        await self._app(scope, receive, send_with_retry_after)
+class _HeldHead:
+    """The ``send`` of one request."""
+
+    def __init__(self, request: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        self._request = request
+        self._scope, self._receive, self._send = scope, receive, send
+        self._head: Message | None = None
+        self._refused = False
+
+    async def __call__(self, message: Message) -> None:
+        if self._refused:
+            return
+        if message["type"] == "http.response.start":
+            self._head = message
+            return
+        if self._head is not None:
+            head, self._head = self._head, None
+            refusal = self._request.refusal
+            if refusal is not None and head["status"] in (HTTPStatus.OK, refusal.status):
+                self._refused = True
+                await _error(refusal)(self._scope, self._receive, self._send)
+                return
+            if head["status"] in _BUSY:
+                head["headers"] = [*head["headers"], (b"retry-after", str(RETRY_AFTER_S).encode())]
+            await self._send(head)
+        await self._send(message)
+
+
+def _error(refusal: Refusal) -> JSONResponse:
+    """In the form of OpenAI's errors."""
+    kind = HTTPStatus(refusal.status).phrase.title().replace(" ", "")
+    headers = {}
+    if refusal.status in _BUSY:
+        headers["retry-after"] = str(math.ceil(refusal.retry_after_s or RETRY_AFTER_S))
+    return JSONResponse(
+        {"error": {"message": refusal.message, "type": kind, "param": None, "code": refusal.status}},
+        status_code=refusal.status,
+        headers=headers,
+    )

@@ -25,17 +25,13 @@ States = npt.NDArray[np.uint64]
 class CacheIndex(Protocol):
     """Who keeps what the feeds say. Called on the event loop, so it has to be quick."""
 
-    def replace(self, worker_id: str, states: States) -> None:
-        """These blocks, and no others, are cached at the worker."""
+    def replace(self, incarnation: str, states: States) -> None:
+        """These blocks, and no others, are cached at this engine start."""
         ...
 
-    def store(self, worker_id: str, states: States) -> None: ...
+    def store(self, incarnation: str, states: States) -> None: ...
 
-    def evict(self, worker_id: str, states: States) -> None: ...
-
-    def clear(self, worker_id: str) -> None:
-        """Nothing is known of the worker any more."""
-        ...
+    def evict(self, incarnation: str, states: States) -> None: ...
 
 
 class CacheFeed:
@@ -51,17 +47,10 @@ class CacheFeed:
     """
 
     def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        index: CacheIndex,
-        *,
-        worker_id: str,
-        incarnation: str,
-        router_id: str,
+        self, channel: grpc.aio.Channel, index: CacheIndex, incarnation: str, router_id: str
     ) -> None:
         self._stub = worker_pb2_grpc.CacheFeedStub(channel)
         self._index = index
-        self._worker_id = worker_id
         self._incarnation = incarnation
         self._router_id = router_id
         self._seq: int | None = None
@@ -69,14 +58,13 @@ class CacheFeed:
         """True while the index says of the worker what is so, but for the last moments."""
         self.num_resets = 0
         """Snapshots taken, the first one included."""
-        self._task = asyncio.create_task(self._follow(), name=f"cache of {worker_id}")
+        self._task = asyncio.create_task(self._follow(), name=f"cache of {incarnation}")
 
     async def close(self) -> None:
-        """Ends the feed; the index forgets the worker."""
+        """Ends the feed; the index keeps what it has."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self.flowing = False
-        self._index.clear(self._worker_id)
 
     async def _follow(self) -> None:
         backoff_s = _RECONNECT_S
@@ -86,16 +74,18 @@ class CacheFeed:
                 reason = "the worker ended the stream"
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    logger.info("no cache feed", extra=fields(worker=self._worker_id))
+                    logger.info("no cache feed", extra=fields(incarnation=self._incarnation))
                     return
                 reason = f"{error.code().name}: {error.details()}"
             except Exception as error:
-                logger.exception("the cache feed could not be read", extra=fields(worker=self._worker_id))
+                logger.exception(
+                    "the cache feed could not be read", extra=fields(incarnation=self._incarnation)
+                )
                 self._seq = None
                 reason = repr(error)
             backoff_s = _RECONNECT_S if self.flowing else min(2 * backoff_s, _MAX_RECONNECT_S)
             self.flowing = False
-            logger.info("cache feed broken", extra=fields(worker=self._worker_id, reason=reason))
+            logger.info("cache feed broken", extra=fields(incarnation=self._incarnation, reason=reason))
             await asyncio.sleep(backoff_s)
 
     async def _read(self) -> None:
@@ -117,13 +107,13 @@ class CacheFeed:
         stored, removed = _unpacked(delta.stored), _unpacked(delta.removed)
         self._seq = None  # until the index has all of it
         if delta.reset:
-            self._index.replace(self._worker_id, stored)
+            self._index.replace(self._incarnation, stored)
             self.num_resets += 1
         else:
             if removed.size:
-                self._index.evict(self._worker_id, removed)
+                self._index.evict(self._incarnation, removed)
             if stored.size:
-                self._index.store(self._worker_id, stored)
+                self._index.store(self._incarnation, stored)
         self._seq = delta.seq
         self.flowing = True
 

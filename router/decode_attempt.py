@@ -69,7 +69,6 @@ class DecodeAttempt:
         link, request_id = member.link, message.request.request_id
         finished = refused = False
         try:
-            member.view.decode_sent(len(self._request.prompt_token_ids))
             self._trace.handoff_sent_at_s = self._clock.now_s()
             try:
                 await link.generate(message, self._on_delta)

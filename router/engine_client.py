@@ -26,7 +26,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from core.clock import Clock
-from core.errors import NoWorkerAvailable, WorkerLost
+from core.errors import NoWorkerAvailable, Rejected, WorkerLost
 from engine.base import EngineDelta
 from engine.vllm_codec import encode_options
 from router.core_output import core_output
@@ -34,11 +34,12 @@ from router.disaggregation import choose_path
 from router.engineless_client import SUPPORTED_TASKS, EnginelessClient
 from router.relay import Relay
 from router.relay_request import RelayRequest
+from router.request_context import Refusal, current_request
 from router.sampling import facts_of
-from router.tenant import current_tenant
 from router.trace import RequestTrace
 from router.tracker import RequestTracker
 from telemetry.logs import fields
+from telemetry.slo import SloTargets
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class RelayEngineClient(EnginelessClient):
 
     Args:
         router_id: this router start; request ids begin with it.
+        slo: targets of requests that bring none of their own.
         tracker: told what happens to each request.
     """
 
@@ -59,7 +61,9 @@ class RelayEngineClient(EnginelessClient):
         tracker: RequestTracker,
         clock: Clock,
         router_id: str,
+        slo: SloTargets,
     ) -> None:
+        self._slo = slo
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = renderer_from_config(vllm_config)
@@ -130,9 +134,11 @@ class RelayEngineClient(EnginelessClient):
                 finished = output.finished
                 yield output
         except WorkerLost as error:
-            raise GracefulHTTPError(str(error), HTTPStatus.BAD_GATEWAY) from error
+            raise _refuse(HTTPStatus.BAD_GATEWAY, error) from error
         except NoWorkerAvailable as error:
-            raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
+            raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, error, error.retry_after_s) from error
+        except Rejected as error:
+            raise _refuse(HTTPStatus(error.status), error, error.retry_after_s) from error
         finally:
             queue.close()
             if not finished:
@@ -162,34 +168,7 @@ class RelayEngineClient(EnginelessClient):
     async def _run(
         self, request: EngineCoreRequest, num_siblings: int, queue: RequestOutputCollector
     ) -> None:
-        adapter = request.lora_request.lora_name if request.lora_request else ""
-        params = request.params
-        trace = RequestTrace(
-            request_id=request.external_req_id or request.request_id,
-            model=self._model,
-            adapter=adapter,
-            tenant=current_tenant(),
-            prompt_tokens=len(request.prompt_token_ids),
-            received_at_s=self._clock.now_s(),
-            path=choose_path(facts_of(params, num_siblings)),
-        )
-        relay_request = RelayRequest(
-            request_id=f"{self._router_id}.{next(self._counter)}",
-            model=self._model,
-            adapter=adapter,
-            tenant=trace.tenant,
-            prompt_token_ids=request.prompt_token_ids,
-            params=params,
-            options=encode_options(
-                lora=request.lora_request,
-                cache_salt=request.cache_salt,
-                reasoning_ended=request.reasoning_ended,
-                reasoning_parser_kwargs=request.reasoning_parser_kwargs,
-            ),
-            path=trace.path,
-            priority=request.priority,
-            trace_headers=dict(request.trace_headers or {}),
-        )
+        relay_request, trace = self._described(request, num_siblings)
         tracked = self._tracker.begin(trace)
         core_id = request.request_id
 
@@ -209,6 +188,10 @@ class RelayEngineClient(EnginelessClient):
                 # Whoever still waits for an answer must not wait for ever.
                 self._fail(core_id, WorkerLost("the request was cancelled"), queue)
                 raise
+        except Rejected as error:
+            self._tracker.refused(error.reason)
+            tracked.end("rejected")
+            self._fail(core_id, error, queue)
         except (WorkerLost, NoWorkerAvailable) as error:
             tracked.end("failed")
             self._fail(core_id, error, queue)
@@ -221,6 +204,48 @@ class RelayEngineClient(EnginelessClient):
             self._fail(core_id, error, queue)
         finally:
             self._tasks.pop(core_id, None)
+
+    def _described(self, request: EngineCoreRequest, num_siblings: int) -> tuple[RelayRequest, RequestTrace]:
+        """A sequence as the relay takes it, and the trace that goes with it."""
+        adapter = request.lora_request.lora_name if request.lora_request else ""
+        params, context = request.params, current_request()
+        slo = SloTargets(
+            ttft_s=context.ttft_slo_s or self._slo.ttft_s, tpot_s=context.tpot_slo_s or self._slo.tpot_s
+        )
+        trace = RequestTrace(
+            request_id=request.external_req_id or request.request_id,
+            model=self._model,
+            adapter=adapter,
+            tenant=context.tenant,
+            prompt_tokens=len(request.prompt_token_ids),
+            received_at_s=self._clock.now_s(),
+            path=choose_path(facts_of(params, num_siblings)),
+            slo=slo,
+        )
+        relay_request = RelayRequest(
+            request_id=f"{self._router_id}.{next(self._counter)}",
+            model=self._model,
+            adapter=adapter,
+            tenant=trace.tenant,
+            prompt_token_ids=request.prompt_token_ids,
+            params=params,
+            options=encode_options(
+                lora=request.lora_request,
+                cache_salt=request.cache_salt,
+                reasoning_ended=request.reasoning_ended,
+                reasoning_parser_kwargs=request.reasoning_parser_kwargs,
+            ),
+            path=trace.path,
+            priority=request.priority,
+            cache_salt=request.cache_salt or "",
+            session=request.session_id or "",
+            owner=context.owner,
+            ttft_slo_s=slo.ttft_s,
+            tpot_slo_s=slo.tpot_s,
+            explain=context.explain,
+            trace_headers=dict(request.trace_headers or {}),
+        )
+        return relay_request, trace
 
     def _fail(self, core_id: str, error: Exception, queue: RequestOutputCollector) -> None:
         self._output_processor.abort_requests([core_id], internal=True)
@@ -236,6 +261,23 @@ class RelayEngineClient(EnginelessClient):
             [core_id for core_id in core_ids if self._output_processor.has_request(core_id)], internal=True
         )
 
+    def explain(self, prompt: str) -> dict[str, Any]:
+        """What would be decided for a chat message or text of this many tokens now, and why; nothing is sent.
+
+        Raises:
+            NoWorkerAvailable: no worker can take it now.
+            ValueError: the prompt is longer than the model takes.
+        """
+        token_ids = self.renderer.get_tokenizer().encode(prompt)
+        params = SamplingParams(max_tokens=2)
+        request = self.input_processor.process_inputs(
+            "explain",
+            {"type": "token", "prompt_token_ids": token_ids},
+            params,
+            supported_tasks=SUPPORTED_TASKS,
+        )
+        return self._relay.explain(*self._described(request, num_siblings=1))
+
     async def abort(self, request_id: str | Iterable[str]) -> None:
         request_ids = [request_id] if isinstance(request_id, str) else list(request_id)
         for core_id in self._output_processor.abort_requests(request_ids, internal=False):
@@ -245,6 +287,12 @@ class RelayEngineClient(EnginelessClient):
 
     def shutdown(self, timeout: float | None = None) -> None:
         self._cancel(list(self._tasks))
+
+
+def _refuse(status: HTTPStatus, error: Exception, retry_after_s: float | None = None) -> GracefulHTTPError:
+    """For an answer that has not begun, and in the way that vLLM tells of it in one that has."""
+    current_request().refusal = Refusal(status=status, message=str(error), retry_after_s=retry_after_s)
+    return GracefulHTTPError(str(error), status)
 
 
 def _without_kv_fields(params: SamplingParams) -> SamplingParams:

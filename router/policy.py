@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from core.errors import NoWorkerAvailable
 from core.types import Role
-from router.routing import Candidate, Decision, RoutingPolicy, RoutingRequest
+from router.routing import NO_PREFILL_WORKER, Candidate, Decision, RoutingPolicy, RoutingRequest
 
 
 class PlainPolicy(RoutingPolicy):
@@ -18,6 +18,8 @@ class PlainPolicy(RoutingPolicy):
     """
 
     reason = ""
+    uses_caches = False
+    predicts = False
 
     def __init__(self, random_seed: int | None = None) -> None:
         self._random = random.Random(random_seed)
@@ -34,7 +36,7 @@ class PlainPolicy(RoutingPolicy):
             raise NoWorkerAvailable("no decode worker is available")
         decode = self.pick_decode(decodes)
         if not prefills:
-            return Decision(decode_worker=decode.worker_id, prefill_worker=None, reason="no_prefill_worker")
+            return Decision(decode_worker=decode.worker_id, prefill_worker=None, reason=NO_PREFILL_WORKER)
         prefill = self.pick_prefill(prefills)
         return Decision(decode_worker=decode.worker_id, prefill_worker=prefill.worker_id, reason=self.reason)
 
@@ -45,6 +47,9 @@ class PlainPolicy(RoutingPolicy):
         if not prefills and not decodes:
             raise NoWorkerAvailable("no worker is available")
         return self.pick_prefill(prefills or decodes).worker_id
+
+    def score(self, candidate: Candidate, request: RoutingRequest) -> float | None:
+        return None
 
     def pick_prefill(self, candidates: Sequence[Candidate]) -> Candidate:
         """One of at least one."""
@@ -60,11 +65,14 @@ class LeastLoadPolicy(PlainPolicy):
 
     reason = "least_load"
 
+    def score(self, candidate: Candidate, request: RoutingRequest) -> float | None:
+        return candidate.prefill_load if candidate.role is Role.PREFILL else candidate.decode_load
+
     def pick_prefill(self, candidates: Sequence[Candidate]) -> Candidate:
-        return self._least(candidates, [prefill_load(c) for c in candidates])
+        return self._least(candidates, [c.prefill_load for c in candidates])
 
     def pick_decode(self, candidates: Sequence[Candidate]) -> Candidate:
-        return self._least(candidates, [decode_load(c) for c in candidates])
+        return self._least(candidates, [c.decode_load for c in candidates])
 
     def _least(self, candidates: Sequence[Candidate], loads: Sequence[float]) -> Candidate:
         least = min(loads)
@@ -122,21 +130,7 @@ def by_role(
     candidates: Sequence[Candidate], excluded: Iterable[str]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Prefill and decode workers that are not excluded."""
-    out = frozenset(excluded)
-    prefills: list[Candidate] = []
-    decodes: list[Candidate] = []
-    for candidate in candidates:
-        if candidate.worker_id not in out:
-            (prefills if candidate.role is Role.PREFILL else decodes).append(candidate)
-    return prefills, decodes
-
-
-def prefill_load(candidate: Candidate) -> float:
-    """0 for an idle worker, up with queued prompt tokens; a request weighs 64 of them."""
-    return candidate.waiting_prefill_tokens + 64 * candidate.num_requests
-
-
-def decode_load(candidate: Candidate) -> float:
-    """0 for an idle worker, towards 2 with a full cache and a long batch."""
-    kv_use = min(candidate.kv_used_tokens / max(candidate.kv_capacity_tokens, 1), 1.0)
-    return kv_use + 1.0 - 1.0 / (1.0 + candidate.num_requests / 8)
+    prefill = Role.PREFILL  # an enum's members are slow to look up, and there may be many candidates
+    if out := frozenset(excluded):
+        candidates = [c for c in candidates if c.worker_id not in out]
+    return [c for c in candidates if c.role is prefill], [c for c in candidates if c.role is not prefill]

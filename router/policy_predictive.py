@@ -1,154 +1,277 @@
 """The routing policy that predicts: each request where it meets its targets at the least cost to others.
 
-For every prefill worker the time to first token is predicted: what the request has waited, the prompts
-in front of it, its own tokens that the worker's cache does not hold. For every decode worker the time of
-a step with the request in its batch.
+Prefill. For every worker the time to first token is predicted: what the request has waited, the prompts in
+front of it, its own tokens that the worker's cache does not hold. The soonest worker gets
+it, unless what the prompt would evict from that worker's cache is worth more than the time it gains.
 
-A decode worker may prefill a prompt itself where that is no more work than a step or two (most of it is
-cached there), or where the prefill workers would be late and it would not: as long as its steps, stretched
-by all the prompts it has taken lately and this one, keep the target of those that run there.
+A request that will be late wherever it goes (a prompt too long for the target, mostly) harms least where
+others are late already. Workers queue in order of arrival, so late requests spread over all of them would
+make every queue too long for the rest. While the workers that can still be in time are all but idle, the
+soonest one takes it all the same. Else it joins the longest queue, as long as it waits no longer than
+``PATIENCE_S`` there.
 
-Among prefill workers the score is the predicted time plus the computing time the request takes there
-(``WORK_WEIGHT``): what is computed again for want of a cache is taken from the requests behind it.
+Workers that are about as good are picked from at random, or, for a request of a session, by the session:
+so a conversation stays where it is as long as that costs it next to nothing.
+
+Decode. For every worker the time of a step with the request in its batch is predicted, stretched by the
+prompts it prefills itself, and the handoff's time, of which a prefix in its cache takes off. The shortest
+wins. Where no step would keep the target, one more request on each worker would cost all of them their
+target: the slowest worker takes what exceeds the others, and late requests too.
+
+Local prefill. A decode worker prefills by itself a prompt that it mostly has cached, or, one at a time,
+those for which the prefill workers would be late and it would not, as long as its own steps keep their
+target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple, TypeVar
 
 from core.errors import NoWorkerAvailable
 from core.performance_model import StepTime
-from router.policy import LeastLoadPolicy, by_role, decode_load
-from router.routing import Candidate, Decision, RoutingRequest
+from core.types import Role
+from router.affinity import preferred
+from router.policy import LeastLoadPolicy, by_role
+from router.routing import NO_PREFILL_WORKER, Candidate, Decision, RoutingRequest
 from router.step_times import prefill_s
 from router.worker_view import LOCAL_PREFILL_WINDOW_S
 
-WORK_WEIGHT = 1.0
-LATE = 0.8
-"""Prefill workers are late beyond this share of the target."""
-TPOT_MARGIN = 0.9
-CHEAP_STEPS = 2.0
-"""A prompt that takes no longer than this many decode steps may be prefilled where it is decoded."""
+IN_TIME = 0.8
+"""Share of the TTFT target up to which a prediction is taken to hold: prefill workers with a longer queue
+cannot be in time, and where they would take longer for a request, decode workers may help out."""
+PRESSED = 0.3
+"""Late requests keep away from workers in time when the others' queues would come to this share of the
+target."""
+PATIENCE_S = 30.0
+"""Longest queue that a late request joins for the sake of others."""
+EVICTION_WEIGHT = 3.0
+"""Of the computing time that is lost with what a prompt evicts."""
+TPOT_MARGIN = 0.95
+"""Share of the TPOT target up to which a decode worker is filled..."""
+LOCAL_TPOT_MARGIN = 0.9
+"""...and up to which it prefills by itself: prompts come in bursts, which a mean does not show."""
+SLOWEST = 2.0
+"""The decode worker that takes the excess is filled up to this many times the target."""
+CACHED_PART = 0.5
+"""A prompt is mostly cached where it takes no more than this part of what it takes elsewhere."""
+HANDOFF_TOKENS = 10
+"""Tokens over which a handoff's time is spread: few, for short answers feel it most."""
+LINK_BYTES_PER_S = 40e9
+"""What the way between two workers is taken to carry."""
 _NEAR = 1.02
 """Scores this close are equal: the pick among them is random, so that routers do not herd."""
+_NEAR_FOR_A_SESSION = 1.1
+"""...and these where a session has a favourite among them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Prefill:
+class _Prefill(NamedTuple):
     candidate: Candidate
-    done_s: float
-    """From now to the first token."""
+    queue_s: float
+    """From now until the prompts in front are computed."""
     work_s: float
     """Computing time it takes on the worker."""
+    done_s: float
+    """From now to the first token."""
+
+
+class _Decode(NamedTuple):
+    candidate: Candidate
+    step_s: float
+    """With the request in the batch, not stretched."""
+    tpot_s: float
+    """Mean time a token, stretched by the prompts that the worker prefills itself."""
+
+
+_OptionT = TypeVar("_OptionT", _Prefill, _Decode)
 
 
 class PredictivePolicy(LeastLoadPolicy):
     """Predicts TTFT and TPOT on every worker. Without step times it balances load."""
 
     reason = "predicted"
+    uses_caches = True
+    predicts = True
 
     def choose(
         self, candidates: Sequence[Candidate], request: RoutingRequest, excluded: Iterable[str] = ()
     ) -> Decision:
-        if any(candidate.step_time is None for candidate in candidates):
+        if None in [candidate.step_time for candidate in candidates]:
             return super().choose(candidates, request, excluded)
         prefills, decodes = by_role(candidates, excluded)
         if not decodes:
             raise NoWorkerAvailable("no decode worker is available")
-        decode, tpot_s = self._best_decode(decodes, request)
+        targets = _decodes_on(decodes, request)
         if not prefills:
-            local = _prefill_on(decode, request)
-            return self._decision(decode, None, "no_prefill_worker", request, local.done_s, tpot_s)
-        best = self._best_prefill(prefills, request)
-        sooner = self._local(decodes, request, best)
-        if sooner is not None:
-            step_s = _stretched_step_s(sooner, request)
-            return self._decision(sooner.candidate, None, "local", request, sooner.done_s, step_s)
-        return self._decision(decode, best.candidate, self.reason, request, best.done_s, tpot_s)
+            decode = self._best_decode(targets, request, late=False)
+            (local,) = _prefills_on([decode.candidate], request)
+            return _decision(decode, None, NO_PREFILL_WORKER, request, local.done_s)
+        best = self._best_prefill(_prefills_on(prefills, request), request)
+        if (sooner := _best_local(targets, request, best)) is not None:
+            decode, local = sooner
+            return _decision(decode, None, "local", request, local.done_s)
+        decode = self._best_decode(targets, request, late=_is_late(best, request))
+        return _decision(decode, best.candidate, self.reason, request, best.done_s)
 
-    def _local(
-        self, decodes: Sequence[Candidate], request: RoutingRequest, remote: _Prefill
-    ) -> _Prefill | None:
-        """The decode worker that had better prefill by itself, if there is one."""
-        late = request.waited_s + remote.done_s > LATE * request.ttft_slo_s
-        options = []
-        for candidate in decodes:
-            if _kv_room(candidate) < request.prompt_tokens:
-                continue
-            option = _prefill_on(candidate, request)
-            cheap = option.work_s <= CHEAP_STEPS * _decode_step_s(candidate, request)
-            if not (late or cheap) or option.done_s >= remote.done_s:
-                continue
-            if _stretched_step_s(option, request) <= TPOT_MARGIN * request.tpot_slo_s:
-                options.append(option)
-        if not options:
-            return None
-        return min(options, key=lambda option: (option.done_s + WORK_WEIGHT * option.work_s, option.work_s))
+    def score(self, candidate: Candidate, request: RoutingRequest) -> float | None:
+        if candidate.step_time is None:
+            return super().score(candidate, request)
+        if candidate.role is Role.DECODE:
+            (decode,) = _decodes_on([candidate], request)
+            return _decode_score_s(decode, request)
+        (prefill,) = _prefills_on([candidate], request)
+        return prefill.done_s
 
     def choose_prefill_only(
         self, candidates: Sequence[Candidate], request: RoutingRequest, excluded: Iterable[str] = ()
     ) -> str:
-        if any(candidate.step_time is None for candidate in candidates):
+        if None in [candidate.step_time for candidate in candidates]:
             return super().choose_prefill_only(candidates, request, excluded)
         prefills, decodes = by_role(candidates, excluded)
         if not prefills and not decodes:
             raise NoWorkerAvailable("no worker is available")
-        return self._best_prefill(prefills or decodes, request).candidate.worker_id
+        options = _prefills_on(prefills or decodes, request)
+        return self._best_prefill(options, request).candidate.worker_id
 
-    def _best_prefill(self, candidates: Sequence[Candidate], request: RoutingRequest) -> _Prefill:
-        options = [_prefill_on(candidate, request) for candidate in candidates]
-        scores = [option.done_s + WORK_WEIGHT * option.work_s for option in options]
-        limit = _NEAR * min(scores)
-        return self._random.choice(
-            [option for option, score in zip(options, scores, strict=True) if score <= limit]
-        )
+    def _best_prefill(self, options: Sequence[_Prefill], request: RoutingRequest) -> _Prefill:
+        soonest = min(options, key=lambda option: option.done_s)
+        if _is_late(soonest, request):
+            return _least_harm(options, request, soonest)
+        fastest_s = request.now_s - max([option.candidate.cache_oldest_at_s for option in options])
 
-    def _best_decode(
-        self, candidates: Sequence[Candidate], request: RoutingRequest
-    ) -> tuple[Candidate, float]:
-        roomy = [c for c in candidates if _kv_room(c) >= request.prompt_tokens] or candidates
-        options = [(_decode_step_s(candidate, request), candidate) for candidate in roomy]
-        limit = _NEAR * min(step_s for step_s, _ in options)
-        near = [(decode_load(c), step_s, c) for step_s, c in options if step_s <= limit]
-        least = min(load for load, _, _ in near)
-        _, step_s, candidate = self._random.choice([option for option in near if option[0] == least])
-        return candidate, step_s
+        def score_s(option: _Prefill) -> float:
+            return option.done_s + EVICTION_WEIGHT * _evicted_s(option, request, fastest_s)
 
-    @staticmethod
-    def _decision(
-        decode: Candidate,
-        prefill: Candidate | None,
-        reason: str,
-        request: RoutingRequest,
-        done_s: float,
-        tpot_s: float,
-    ) -> Decision:
-        return Decision(
-            decode_worker=decode.worker_id,
-            prefill_worker=None if prefill is None else prefill.worker_id,
-            reason=reason,
-            ttft_s=request.waited_s + done_s,
-            tpot_s=tpot_s,
-        )
+        enough_s = _near(request) * score_s(soonest)
+        scored = [(score_s(option), option) for option in options if option.done_s <= enough_s]
+        near_s = _near(request) * min([score for score, _ in scored])
+        return self._pick([option for score, option in scored if score <= near_s], request)
 
+    def _best_decode(self, options: Sequence[_Decode], request: RoutingRequest, *, late: bool) -> _Decode:
+        roomy = [option for option in options if _kv_room(option.candidate) >= request.prompt_tokens]
+        options = roomy or options
+        limit_s = TPOT_MARGIN * request.tpot_slo_s
+        num_in_time = sum(option.tpot_s <= limit_s for option in options)
+        if not num_in_time or (late and num_in_time < len(options)):
+            slow = [option for option in options if option.tpot_s <= SLOWEST * request.tpot_slo_s]
+            if slow:
+                return max(slow, key=lambda option: option.tpot_s)
+        scores_s = [_decode_score_s(option, request) for option in options]
+        limit_s = _near(request) * min(scores_s)
+        near = [option for option, score_s in zip(options, scores_s, strict=True) if score_s <= limit_s]
+        if request.session:
+            return self._pick(near, request)
+        least = min([option.candidate.decode_load for option in near])
+        return self._random.choice([option for option in near if option.candidate.decode_load == least])
 
-def _prefill_on(candidate: Candidate, request: RoutingRequest) -> _Prefill:
-    cached_tokens = request.cached_tokens.get(candidate.worker_id, 0)
-    work_s = prefill_s(_step_time(candidate), request.prompt_tokens, cached_tokens)
-    queue_s = max(0.0, candidate.prefill_free_at_s - request.now_s)
-    return _Prefill(candidate, queue_s + work_s, work_s)
+    def _pick(self, near: Sequence[_OptionT], request: RoutingRequest) -> _OptionT:
+        """One of those that are about as good: the session's own, or any."""
+        if not request.session:
+            return self._random.choice(near)
+        favourite = preferred(request.session, [option.candidate.worker_id for option in near])
+        return next(option for option in near if option.candidate.worker_id == favourite)
 
 
-def _stretched_step_s(local: _Prefill, request: RoutingRequest) -> float:
-    """Mean time of the decode worker's steps while it also computes prompts, this one among them."""
-    share = local.candidate.local_prefill_share + local.work_s / LOCAL_PREFILL_WINDOW_S
-    return _decode_step_s(local.candidate, request) / max(1.0 - share, 1e-9)
+def _near(request: RoutingRequest) -> float:
+    """Up to what multiple of the best score others are about as good."""
+    return _NEAR_FOR_A_SESSION if request.session else _NEAR
 
 
-def _decode_step_s(candidate: Candidate, request: RoutingRequest) -> float:
-    kv_tokens = candidate.kv_used_tokens + request.prompt_tokens
-    return _step_time(candidate).step_s((), candidate.num_requests + 1, kv_tokens)
+def _least_harm(options: Sequence[_Prefill], request: RoutingRequest, soonest: _Prefill) -> _Prefill:
+    """Where a request that is late everywhere makes the fewest others late."""
+    queues_s = [option.queue_s for option in options if option.queue_s <= IN_TIME * request.ttft_slo_s]
+    if sum(queues_s) < PRESSED * request.ttft_slo_s * (len(queues_s) - 1):
+        return soonest
+    bearable = [option for option in options if option.queue_s <= PATIENCE_S]
+    return max(bearable, key=lambda option: option.queue_s, default=soonest)
+
+
+def _best_local(
+    options: Sequence[_Decode], request: RoutingRequest, remote: _Prefill
+) -> tuple[_Decode, _Prefill] | None:
+    """The decode worker that had better prefill by itself, if there is one."""
+    helps_out = request.waited_s + remote.done_s > IN_TIME * request.ttft_slo_s
+    if not helps_out:
+        options = [option for option in options if option.candidate.worker_id in request.cached_tokens]
+    locals_ = _prefills_on([option.candidate for option in options], request)
+    able = []
+    for decode, local in zip(options, locals_, strict=True):
+        cheap = local.work_s <= CACHED_PART * remote.work_s
+        if (
+            (cheap or (helps_out and not local.queue_s and not _is_late(local, request)))
+            and local.done_s < remote.done_s
+            and _kv_room(decode.candidate) >= request.prompt_tokens
+        ):
+            tpot_s = _stretched_s(decode.candidate, decode.step_s, local.work_s)
+            if tpot_s <= LOCAL_TPOT_MARGIN * request.tpot_slo_s:
+                able.append((decode._replace(tpot_s=tpot_s), local))
+    return min(able, key=lambda pair: pair[1].done_s + pair[1].work_s, default=None)
+
+
+def _prefills_on(candidates: Sequence[Candidate], request: RoutingRequest) -> list[_Prefill]:
+    """The request's prefill on each; most workers are of one kind and have as little cached."""
+    work_s_by_kind: dict[tuple[StepTime, int], float] = {}
+    cached_tokens_of, now_s = request.cached_tokens.get, request.now_s
+    options = []
+    for candidate in candidates:
+        kind = _step_time(candidate), cached_tokens_of(candidate.worker_id, 0)
+        if (work_s := work_s_by_kind.get(kind)) is None:
+            step_time, cached_tokens = kind
+            work_s = work_s_by_kind[kind] = prefill_s(step_time, request.prompt_tokens, cached_tokens)
+        queue_s = candidate.prefill_free_at_s - now_s
+        if queue_s < 0.0:
+            queue_s = 0.0
+        options.append(_Prefill(candidate, queue_s, work_s, queue_s + work_s))
+    return options
+
+
+def _evicted_s(option: _Prefill, request: RoutingRequest, fastest_s: float) -> float:
+    """Computing time lost with what the prompt evicts from the worker's cache.
+
+    Its new tokens take the place of as many others where the cache is full. Those are worth the less, the
+    longer they have lain there.
+
+    Args:
+        fastest_s: how long what is evicted next has lain in the cache that turns over fastest.
+    """
+    candidate = option.candidate
+    new_tokens = request.prompt_tokens - request.cached_tokens.get(candidate.worker_id, 0)
+    evicted_tokens = new_tokens - candidate.cache_free_tokens
+    age_s = request.now_s - candidate.cache_oldest_at_s
+    if evicted_tokens <= 0 or not 0 < age_s < inf:
+        return 0.0
+    return option.work_s * evicted_tokens / new_tokens * fastest_s / age_s
+
+
+def _decodes_on(candidates: Sequence[Candidate], request: RoutingRequest) -> list[_Decode]:
+    """The request's decoding on each."""
+    prompt_tokens = request.prompt_tokens
+    options = []
+    for candidate in candidates:
+        kv_tokens = candidate.kv_used_tokens + prompt_tokens
+        step_s = _step_time(candidate).step_s((), candidate.num_requests + 1, kv_tokens)
+        tpot_s = _stretched_s(candidate, step_s, 0.0) if candidate.local_prefill_share else step_s
+        options.append(_Decode(candidate, step_s, tpot_s))
+    return options
+
+
+def _stretched_s(candidate: Candidate, step_s: float, local_prefill_s: float) -> float:
+    """Mean time of the worker's steps while it also computes prompts, one more of them."""
+    share = candidate.local_prefill_share + local_prefill_s / LOCAL_PREFILL_WINDOW_S
+    return step_s / max(1.0 - share, 1e-9)
+
+
+def _is_late(option: _Prefill, request: RoutingRequest) -> bool:
+    return request.waited_s + option.done_s > request.ttft_slo_s
+
+
+def _decode_score_s(option: _Decode, request: RoutingRequest) -> float:
+    """The time of a token, with its share of the handoff's time."""
+    candidate = option.candidate
+    missing_tokens = request.prompt_tokens - request.cached_tokens.get(candidate.worker_id, 0)
+    handoff_s = missing_tokens * candidate.kv_bytes_per_token / LINK_BYTES_PER_S
+    return option.tpot_s + handoff_s / HANDOFF_TOKENS
 
 
 def _kv_room(candidate: Candidate) -> int:
@@ -158,3 +281,15 @@ def _kv_room(candidate: Candidate) -> int:
 def _step_time(candidate: Candidate) -> StepTime:
     assert candidate.step_time is not None
     return candidate.step_time
+
+
+def _decision(
+    decode: _Decode, prefill: Candidate | None, reason: str, request: RoutingRequest, done_s: float
+) -> Decision:
+    return Decision(
+        decode_worker=decode.candidate.worker_id,
+        prefill_worker=None if prefill is None else prefill.worker_id,
+        reason=reason,
+        ttft_s=request.waited_s + done_s,
+        tpot_s=decode.tpot_s,
+    )

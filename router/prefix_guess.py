@@ -165,8 +165,8 @@ class PrefixKnowledge:
     """What is known or guessed of every worker's cached prefixes, for the routing decision.
 
     A worker is guessed at until ``replace`` says what it holds; from then on its events count. Where events
-    are lost, what was known goes on as a guess, for ``ttl_s``, beside what is sent from then on. A precise
-    worker whose blocks exceed ``max_blocks`` is guessed at as well, for the blocks left out.
+    are interrupted, what was known stands until they go on. A precise worker whose blocks exceed
+    ``max_blocks`` is guessed at as well, for the blocks left out.
 
     Args:
         ttl_s: how long a guess counts.
@@ -178,13 +178,10 @@ class PrefixKnowledge:
     def __init__(
         self, *, ttl_s: float = 600.0, in_flight_s: float = 10.0, max_blocks: int = 20_000_000
     ) -> None:
-        self._ttl_s = ttl_s
         self._known: PrefixIndex[str] = PrefixIndex(max_blocks)
         self._guesses = GuessedPrefixes(ttl_s=ttl_s, max_blocks=max_blocks)
         self._in_flight = GuessedPrefixes(ttl_s=in_flight_s, max_blocks=max_blocks)
         self._precise: set[str] = set()
-        self._lost_at_s: dict[str, float] = {}
-        """Workers whose events stopped, and when; first lost first."""
 
     @property
     def num_known_blocks(self) -> int:
@@ -206,7 +203,6 @@ class PrefixKnowledge:
         for part in (self._known, self._guesses, self._in_flight):
             part.remove_worker(worker_id)
         self._precise.discard(worker_id)
-        self._lost_at_s.pop(worker_id, None)
 
     def is_precise(self, worker_id: str) -> bool:
         """Whether the worker's events flow."""
@@ -221,10 +217,9 @@ class PrefixKnowledge:
         self._known.replace(worker_id, states)
         self._guesses.clear(worker_id)
         self._precise.add(worker_id)
-        self._lost_at_s.pop(worker_id, None)
 
     def store(self, worker_id: str, states: States) -> None:
-        """An event: the worker holds these blocks. Ignored unless its events flow; so are the next two."""
+        """An event: the worker holds these blocks. Ignored unless its events flow; so is ``evict``."""
         if worker_id in self._precise:
             self._known.store(worker_id, states)
 
@@ -232,18 +227,6 @@ class PrefixKnowledge:
         """An event: the worker holds these blocks no longer."""
         if worker_id in self._precise:
             self._known.evict(worker_id, states)
-
-    def clear(self, worker_id: str) -> None:
-        """An event: the worker holds nothing, nor what was on its way."""
-        if worker_id in self._precise:
-            for part in (self._known, self._guesses, self._in_flight):
-                part.clear(worker_id)
-
-    def lost(self, worker_id: str, now_s: float) -> None:
-        """The worker's events have a gap or stopped; ends with ``replace``."""
-        if worker_id in self._precise:
-            self._precise.remove(worker_id)
-            self._lost_at_s[worker_id] = now_s
 
     def sent(self, worker_id: str, states: States, now_s: float) -> None:
         """A request goes to this worker, which will hold these blocks.
@@ -264,18 +247,9 @@ class PrefixKnowledge:
         Returns:
             By worker, only those that hold the first block.
         """
-        self._forget_lost(now_s)
         matched = self._known.match(states)
         for guesses in (self._guesses, self._in_flight):
             for worker_id, num_blocks in guesses.match(states, now_s).items():
                 if num_blocks > matched.get(worker_id, 0):
                     matched[worker_id] = num_blocks
         return matched
-
-    def _forget_lost(self, now_s: float) -> None:
-        while self._lost_at_s:
-            worker_id, lost_at_s = next(iter(self._lost_at_s.items()))
-            if now_s - lost_at_s <= self._ttl_s:
-                break
-            self._known.clear(worker_id)
-            del self._lost_at_s[worker_id]

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from baton_proto import worker_pb2
 from core.clock import Clock
@@ -22,11 +24,15 @@ from core.request import Path
 from core.types import Role
 from engine.base import EngineDelta
 from engine.wire import delta_from_proto
+from router.admission import AdmissionController
+from router.admission_gate import AdmissionGate
+from router.admission_limits import AdmissionLimits
 from router.background import Background
 from router.cluster_view import ClusterView, Member
 from router.decode_attempt import DecodeAttempt
+from router.placing import Placing, PlacingContext
 from router.relay_request import Emit, Handoff, RelayRequest
-from router.routing import Candidate, RoutingPolicy, RoutingRequest
+from router.routing import NO_PREFILL_WORKER, Decision, RoutingPolicy
 from router.sampling import (
     LegParams,
     after_first_token_leg,
@@ -53,14 +59,45 @@ class RelayConfig:
 
 
 class Relay:
-    """Runs requests against the workers in a view."""
+    """Runs requests against the workers in a view.
 
-    def __init__(self, view: ClusterView, policy: RoutingPolicy, config: RelayConfig, clock: Clock) -> None:
+    Args:
+        limits: of the requests that wait here for room on the workers; None sends everything at once.
+        tpot_slo_s: the model's target.
+    """
+
+    def __init__(
+        self,
+        view: ClusterView,
+        policy: RoutingPolicy,
+        config: RelayConfig,
+        clock: Clock,
+        *,
+        limits: AdmissionLimits | None = None,
+        tpot_slo_s: float = math.inf,
+    ) -> None:
         self.view = view
-        self.policy = policy
         self.config = config
         self.clock = clock
         self.background = Background()
+        controller = AdmissionController(limits or AdmissionLimits(), clock)
+        self.placing = PlacingContext(
+            view=view,
+            policy=policy,
+            clock=clock,
+            limits=limits or AdmissionLimits(),
+            tpot_slo_s=tpot_slo_s,
+            tpot_factor=controller.tpot_factor,
+        )
+        self.gate = None
+        if limits is not None:
+            self.gate = AdmissionGate(controller, clock)
+            view.on_news = self.gate.news
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait here for room on the workers."""
+        return 0 if self.gate is None else self.gate.num_waiting
 
     def check_available(self, model: str) -> None:
         """
@@ -70,12 +107,21 @@ class Relay:
         if not any(candidate.role is Role.DECODE for candidate in self.view.candidates(model)):
             raise NoWorkerAvailable(f"no decode worker serves {model} now")
 
+    def explain(self, request: RelayRequest, trace: RequestTrace) -> dict[str, Any]:
+        """What would be decided for a request now, and why; nothing is sent.
+
+        Raises:
+            NoWorkerAvailable: no worker can take the request now.
+        """
+        return Placing(request, trace, self.placing).what_if()
+
     async def run(self, request: RelayRequest, trace: RequestTrace, emit: Emit) -> None:
         """Relays one request; ``emit`` gets every delta, the last with a finish reason.
 
         Cancelling it aborts the request everywhere.
 
         Raises:
+            Rejected: too much is waiting already; no work has been done.
             NoWorkerAvailable: no worker can take the request now.
             WorkerLost: a worker died after tokens had been emitted.
             ValueError: no worker accepts such a request.
@@ -94,8 +140,9 @@ class _Lap:
         self._relay = relay
         self._request = request
         self._trace = trace
-        self._emit = emit
-        self._revision: str | None = None
+        self._emit = emit if relay.gate is None else self._emit_first
+        self._emit_rest = emit
+        self._placing = Placing(request, trace, relay.placing)
         self._handoff: Handoff | None = None
         self._asked_at: Member | None = None
         """Where KV room was asked for; whether it was promised or not, it is given back."""
@@ -104,17 +151,29 @@ class _Lap:
         self._finished = False
 
     async def run(self) -> None:
+        gate = self._relay.gate
+        decision = self._placing.choose(()) if gate is None else await gate.enter(self._placing)
         if self._request.path is Path.PREFILL_ONLY:
-            await self._prefill_only()
+            await self._prefill_only(decision)
             return
-        if self._request.path is not Path.LOCAL:
-            await self._prefill_remotely()
+        await self._prefill_remotely(decision)
         if not self._finished:
             await self._decode()
+        if gate is not None and (tpot_s := self._trace.tpot_s) is not None:
+            gate.finished(tpot_s, self._request.tpot_slo_s, self._trace.output_tokens)
+
+    def _emit_first(self, delta: EngineDelta) -> None:
+        """Tells admission control how the first token turned out."""
+        gate, predicted_ttft_s = self._relay.gate, self._placing.predicted_ttft_s
+        if gate is not None and predicted_ttft_s is not None and not self._trace.fallbacks:
+            gate.answered(predicted_ttft_s, self._relay.clock.now_s() - self._trace.received_at_s)
+        self._emit = self._emit_rest
+        self._emit(delta)
 
     def give_back(self) -> None:
         """Frees what was pinned or reserved and never used."""
         background, handoff = self._relay.background, self._handoff
+        self._placing.give_back()
         if handoff is not None and not handoff.taken:
             background.start(handoff.release())
         if self._asked_at is not None:
@@ -122,40 +181,43 @@ class _Lap:
 
     # Prefill.
 
-    async def _prefill_only(self) -> None:
+    async def _prefill_only(self, decision: Decision) -> None:
         tried: list[str] = []
         while True:
-            worker_id = self._relay.policy.choose_prefill_only(self._candidates(), self._routing(), tried)
-            self._trace.prefill_worker = worker_id
+            worker_id = self._trace.prefill_worker = decision.prefill_worker or ""
             try:
                 leg = local_leg(self._request.params)
-                reply = await self._prefill(self._member(worker_id), len(tried), leg, keep_kv=False)
+                reply = await self._prefill(self._member(worker_id), leg, keep_kv=False)
             except (RequestRefused, WorkerLost) as error:
                 self._give_up_on(worker_id, "prefill_retry", tried, error)
                 if len(tried) >= _MAX_ATTEMPTS:
                     raise NoWorkerAvailable(f"{len(tried)} workers failed, the last with: {error}") from error
+                decision = self._placing.choose(tried)
                 continue
             self._emit(delta_from_proto(reply.delta))
             return
 
-    async def _prefill_remotely(self) -> None:
+    async def _prefill_remotely(self, decision: Decision) -> None:
         """Tries prefill workers; without a handoff afterwards, the decode worker prefills by itself."""
         tried: list[str] = []
-        while len(tried) < _MAX_ATTEMPTS:
-            decision = self._relay.policy.choose(self._candidates(), self._routing(), tried)
+        while True:
+            self._trace.decode_worker = decision.decode_worker
             if decision.prefill_worker is None:
-                self._note_fallback("no_prefill_worker", "", decision.reason)
+                if decision.reason == NO_PREFILL_WORKER:
+                    self._note_fallback(NO_PREFILL_WORKER, "", "no prefill worker is available")
                 return
             self._trace.prefill_worker = decision.prefill_worker
-            self._trace.decode_worker = decision.decode_worker
             try:
-                await self._prefill_and_reserve(decision.prefill_worker, decision.decode_worker, len(tried))
+                await self._prefill_and_reserve(decision.prefill_worker, decision.decode_worker)
                 return
             except (RequestRefused, WorkerLost) as error:
                 self._give_up_on(decision.prefill_worker, "prefill_retry", tried, error)
-        self._note_fallback("local_prefill", "", f"{len(tried)} prefill workers failed")
+            if len(tried) >= _MAX_ATTEMPTS:
+                self._note_fallback("local_prefill", "", f"{len(tried)} prefill workers failed")
+                return
+            decision = self._placing.choose(tried)
 
-    async def _prefill_and_reserve(self, prefill_id: str, decode_id: str, attempt: int) -> None:
+    async def _prefill_and_reserve(self, prefill_id: str, decode_id: str) -> None:
         """One prefill leg, with KV room on the decode worker asked for meanwhile."""
         request = self._request
         early = request.path is Path.REMOTE_EARLY
@@ -165,12 +227,12 @@ class _Lap:
         if early and self._asked_at is None:
             reserving = asyncio.create_task(self._reserve(self._member(decode_id)))
         try:
-            reply = await self._prefill(member, attempt, leg, keep_kv=True)
+            reply = await self._prefill(member, leg, keep_kv=True)
             delta = delta_from_proto(reply.delta)
             if reply.HasField("kv_handle"):
                 self._handoff = Handoff(
                     prefill=member,
-                    request_id=self._prefill_id(attempt),
+                    request_id=self._placing.prefill_id,
                     kv_handle=reply.kv_handle,
                     cached_tokens=delta.num_cached_tokens or 0,
                     cache_creation_tokens=delta.num_cache_creation_tokens or 0,
@@ -197,14 +259,9 @@ class _Lap:
                 )
             )
 
-    async def _prefill(
-        self, member: Member, attempt: int, leg: LegParams, *, keep_kv: bool
-    ) -> worker_pb2.PrefillReply:
+    async def _prefill(self, member: Member, leg: LegParams, *, keep_kv: bool) -> worker_pb2.PrefillReply:
         request, trace, clock = self._request, self._trace, self._relay.clock
-        message = request.leg_message(self._prefill_id(attempt), leg, request.prompt_token_ids)
-        prompt_tokens = len(request.prompt_token_ids)
-        predicted_s = member.view.predicted_prefill_s(prompt_tokens, 0)
-        member.view.prefill_sent(message.request_id, prompt_tokens, predicted_s)
+        message = request.leg_message(self._placing.prefill_id, leg, request.prompt_token_ids)
         trace.prefill_sent_at_s = clock.now_s()
         try:
             reply = await member.link.prefill(
@@ -215,7 +272,7 @@ class _Lap:
                 self._relay.background.start(member.link.release([message.request_id]))
             raise
         finally:
-            member.view.prefill_ended(message.request_id)
+            self._placing.prefill_ended()
         trace.prefill_done_at_s = clock.now_s()
         trace.prefill_queue_s, trace.prefill_s = reply.delta.queue_s, reply.delta.prefill_s
         trace.cached_tokens = reply.delta.num_cached_tokens
@@ -252,11 +309,12 @@ class _Lap:
                 request,
                 self._trace,
                 handoff,
-                self._emit,
+                lambda delta: self._emit(delta),
                 relay.clock,
                 relay.background,
                 stall_timeout_s=relay.config.stall_timeout_s,
             )
+            self._placing.decode_sent(member, prefills=pulled_from is None)
             try:
                 await attempt.run(member, message, pulled_from)
                 return
@@ -271,30 +329,14 @@ class _Lap:
         """The worker chosen with the prefill worker, or another one."""
         member = self._decode_worker()
         if member is None or self._trace.decode_worker in tried:
-            decision = self._relay.policy.choose(self._candidates(), self._routing(), tried)
-            self._trace.decode_worker = decision.decode_worker
-            member = self._member(decision.decode_worker)
+            self._trace.decode_worker = self._placing.choose_decode(tried)
+            member = self._member(self._trace.decode_worker)
         return member
 
     # Shared.
 
-    def _candidates(self) -> list[Candidate]:
-        """Workers with the same weights as those this request has been sent to before."""
-        view, model = self._relay.view, self._request.model
-        if self._revision is None:
-            self._revision = self._relay.policy.choose_revision(view.candidates(model))
-        return view.candidates(model, self._revision)
-
-    def _routing(self) -> RoutingRequest:
-        """The request as the policy sees it now."""
-        now_s = self._relay.clock.now_s()
-        return RoutingRequest(prompt_tokens=len(self._request.prompt_token_ids), now_s=now_s)
-
     def _decode_worker(self) -> Member | None:
         return self._relay.view.member(self._trace.decode_worker)
-
-    def _prefill_id(self, attempt: int) -> str:
-        return f"{self._request.request_id}.p{attempt}"
 
     def _decode_id(self, attempt: int) -> str:
         return f"{self._request.request_id}.d{attempt}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from vllm.sampling_params import SamplingParams
 
 from baton_proto import worker_pb2
 from baton_proto.codecs import pack_tokens
+from core.prompt_blocks import PromptBlocks, root_state
 from core.request import Path
 from engine.base import EngineDelta
 from router.cluster_view import Member
@@ -32,7 +34,21 @@ class RelayRequest:
     """msgpack of engine arguments beside the sampling parameters."""
     path: Path
     priority: int = 0
+    cache_salt: str = ""
+    session: str = ""
+    """Requests of one session had better go to the same workers; empty for none."""
+    owner: str = ""
+    """Whose fair share it is counted on."""
+    ttft_slo_s: float = math.inf
+    tpot_slo_s: float = math.inf
+    explain: bool = False
+    """Note what its routing decisions were made from."""
     trace_headers: dict[str, str] = field(default_factory=dict)
+
+    def blocks(self) -> PromptBlocks:
+        """Its prompt as the workers' caches know it."""
+        root = root_state(model=self.model, adapter=self.adapter, salt=self.cache_salt)
+        return PromptBlocks(root, self.prompt_token_ids)
 
     def leg_message(
         self, request_id: str, leg: LegParams, prompt_token_ids: list[int]

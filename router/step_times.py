@@ -1,10 +1,12 @@
-"""Step times by (shape, role), each ready to be corrected by what is observed."""
+"""Step times by (shape, role): profiles corrected by what is observed, or learned from that alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.corrected_step_time import CorrectedStepTime
+from core.learned_step_time import LearnedStepTime
+from core.observed_steps import StepObservation
 from core.performance_model import PrefillChunk, StepTime
 from core.types import Role
 
@@ -13,19 +15,41 @@ StepTimeOfShape = Callable[[str], StepTime | None]
 
 
 class StepTimes:
-    """One corrected step time for each shape and role, made when it is first asked for."""
+    """One step time for each shape and role, made when it is first asked for.
+
+    A profile is corrected for each role by itself; without one, both roles together teach what a step takes.
+    """
 
     def __init__(self, of_shape: StepTimeOfShape = lambda shape: None) -> None:
         self._of_shape = of_shape
-        self._by_key: dict[tuple[str, Role], CorrectedStepTime | None] = {}
+        self._by_key: dict[tuple[str, Role], CorrectedStepTime | LearnedStepTime] = {}
 
-    def of(self, shape: str, role: Role) -> CorrectedStepTime | None:
-        """The step time of workers of this shape that have this role now."""
+    def of(self, shape: str, role: Role) -> StepTime | None:
+        """The step time of workers of this shape that have this role now; None while too little is known."""
+        step_time = self._teachable(shape, role)
+        return None if isinstance(step_time, LearnedStepTime) and not step_time.is_known else step_time
+
+    def _teachable(self, shape: str, role: Role) -> CorrectedStepTime | LearnedStepTime:
         key = (shape, role)
         if key not in self._by_key:
-            step_time = self._of_shape(shape)
-            self._by_key[key] = None if step_time is None else CorrectedStepTime(step_time)
+            self._make(shape)
         return self._by_key[key]
+
+    def _make(self, shape: str) -> None:
+        step_time = self._of_shape(shape)
+        if step_time is None:
+            learned = LearnedStepTime()
+            self._by_key.update({(shape, role): learned for role in Role})
+            return
+        prefill, decode = CorrectedStepTime(step_time), CorrectedStepTime(step_time)
+        # One kind of machine: until decode workers prefill by themselves, prefill workers tell how that is.
+        prefill.pair_with(decode)
+        self._by_key.update({(shape, Role.PREFILL): prefill, (shape, Role.DECODE): decode})
+
+    def observe(self, shape: str, role: Role, steps: Sequence[StepObservation]) -> None:
+        """Learns from steps that one worker has run in this role."""
+        if steps:
+            self._teachable(shape, role).observe_steps(steps)
 
 
 def prefill_s(step_time: StepTime, prompt_tokens: int, cached_tokens: int) -> float:
@@ -33,3 +57,15 @@ def prefill_s(step_time: StepTime, prompt_tokens: int, cached_tokens: int) -> fl
     cached = max(0, min(cached_tokens, prompt_tokens - 1))
     chunk = PrefillChunk(context_tokens=cached, num_tokens=prompt_tokens - cached, ends_prompt=True)
     return step_time.step_s((chunk,), 0, 0)
+
+
+def queued_prefill_s(
+    step_time: StepTime, prompt_tokens: int, cached_tokens: int, max_num_batched_tokens: int
+) -> float:
+    """Seconds a prompt adds to a queue of prompts: full steps share what a step costs for itself."""
+    alone_s = prefill_s(step_time, prompt_tokens, cached_tokens)
+    base_s = prefill_s(step_time, 1, 0)
+    full_s = prefill_s(step_time, max(max_num_batched_tokens, prompt_tokens), 0)
+    if full_s <= base_s:
+        return alone_s
+    return max(alone_s - base_s, 0.0) * full_s / (full_s - base_s)

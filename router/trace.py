@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from core.request import Leg, Path
+from router.routing import Decision
+from telemetry.slo import SloTargets
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +40,12 @@ class RequestTrace:
     kv_pull_s: float = 0.0
     kv_outcome: str = ""
     kv_reason: str = ""
+    slo: SloTargets | None = None
+    """The request's own targets, None for its model's."""
+    decisions: list[Decision] = field(default_factory=list)
+    """The routing policy's, one after another."""
+    explanations: list[dict[str, Any]] = field(default_factory=list)
+    """What each of them was made from, if the client asked for it (:mod:`router.explain`)."""
     fallbacks: tuple[str, ...] = ()
     outcome: str = "running"
 

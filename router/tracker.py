@@ -26,6 +26,10 @@ class RequestTracker:
         self._traces = traces
         self._clock = clock
 
+    def refused(self, reason: str) -> None:
+        """Admission control has turned a request away."""
+        self._metrics.rejected.labels(reason).inc()
+
     def begin(self, trace: RequestTrace) -> TrackedRequest:
         return TrackedRequest(trace, self._metrics, self._traces, self._clock)
 
@@ -77,6 +81,7 @@ class TrackedRequest:
             e2e_s=end_s - trace.received_at_s,
             ttft_s=trace.ttft_s,
             num_output_tokens=trace.output_tokens,
+            own_targets=trace.slo,
         )
         if trace.output_tokens:
             metrics.prompt(trace.prompt_tokens, trace.cached_tokens)

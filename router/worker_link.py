@@ -46,11 +46,11 @@ class WorkerLink:
 
     def __init__(self, address: str, router_id: str, on_load: OnLoad) -> None:
         self.address = address
-        self._router_id = router_id
+        self.router_id = router_id
         self._on_load = on_load
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._prefill = worker_pb2_grpc.PrefillLegStub(self._channel)
-        self._decode = worker_pb2_grpc.DecodeLegStub(self._channel)
+        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._prefill = worker_pb2_grpc.PrefillLegStub(self.channel)
+        self._decode = worker_pb2_grpc.DecodeLegStub(self.channel)
         self._sinks: dict[str, Sink] = {}
         self._attached = asyncio.Event()
         self._closed = False
@@ -104,7 +104,7 @@ class WorkerLink:
             reply = await self._call(
                 self._decode.Reserve,
                 worker_pb2.ReserveRequest(
-                    router_id=self._router_id, request_id=request_id, num_tokens=num_tokens
+                    router_id=self.router_id, request_id=request_id, num_tokens=num_tokens
                 ),
             )
         except (grpc.aio.AioRpcError, WorkerLost):
@@ -119,7 +119,7 @@ class WorkerLink:
             Overloaded: the worker refused; ``sink`` will not be called.
             WorkerLost: it cannot be reached; ``sink`` will not be called.
         """
-        message.router_id = self._router_id
+        message.router_id = self.router_id
         request_id = message.request.request_id
         if not self.up:
             raise WorkerLost(f"worker {self.address} is not attached")
@@ -142,7 +142,7 @@ class WorkerLink:
         try:
             await self._call(
                 self._decode.Abort,
-                worker_pb2.AbortRequest(router_id=self._router_id, request_ids=[request_id]),
+                worker_pb2.AbortRequest(router_id=self.router_id, request_ids=[request_id]),
             )
         except (grpc.aio.AioRpcError, WorkerLost):
             return False  # the broken stream aborts it
@@ -163,7 +163,7 @@ class WorkerLink:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         self._lose_all("the worker left the cluster")
-        await self._channel.close()
+        await self.channel.close()
 
     async def _call(self, method: Any, message: Any, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
         """One unary call. One that is open when its channel closes sees a cancellation nobody asked for."""
@@ -181,7 +181,7 @@ class WorkerLink:
         backoff_s = _RECONNECT_S
         while True:
             try:
-                async for frame in self._decode.Attach(worker_pb2.AttachRequest(router_id=self._router_id)):
+                async for frame in self._decode.Attach(worker_pb2.AttachRequest(router_id=self.router_id)):
                     self._attached.set()
                     backoff_s = _RECONNECT_S
                     self._deliver(frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from core.errors import ConfigError
-from core.types import Role
+from core.types import Role, WorkerLoad
 from simulator.actions import (
     Action,
     AddWorker,
@@ -51,6 +51,7 @@ class SimulatedCluster:
         self._workers: dict[str, SimulatedWorker] = {}
         self._gone: list[SimulatedWorker] = []
         self._desired: dict[str, Role] = {}
+        self._beaten: dict[str, WorkerLoad] = {}
         self._num_made = dict.fromkeys(self._groups, 0)
         self._num_starts = 0
         self._gpus_held = 0.0
@@ -101,6 +102,15 @@ class SimulatedCluster:
                 report = worker.report()
                 for router in self._routers:
                     router.on_report(report)
+
+    def load_beat(self) -> None:
+        """Routers hear of loads that have changed without an answer to them."""
+        for worker in self._workers.values():
+            load = worker.load()
+            if load != self._beaten.get(worker.worker_id):
+                self._beaten[worker.worker_id] = load
+                for router in self._routers:
+                    router.on_load(worker.worker_id, load)
 
     # ----------------------------------------------------------------------------------- actions
 

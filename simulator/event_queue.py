@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 _Entry = tuple[float, int, Callable[..., None], tuple[Any, ...]]
@@ -25,7 +25,9 @@ class EventQueue:
     def at(self, time_s: float, callback: Callable[..., None], *args: Any) -> None:
         """Schedules ``callback(time_s, *args)``; a time that has passed means now."""
         self._num_scheduled += 1
-        heapq.heappush(self._heap, (max(time_s, self.now_s), self._num_scheduled, callback, args))
+        if time_s < self.now_s:
+            time_s = self.now_s
+        heappush(self._heap, (time_s, self._num_scheduled, callback, args))
 
     def run_until(self, time_s: float) -> None:
         """Runs what is scheduled up to a time, and moves time there."""
@@ -39,5 +41,5 @@ class EventQueue:
         Raises:
             IndexError: nothing is scheduled.
         """
-        self.now_s, _, callback, args = heapq.heappop(self._heap)
+        self.now_s, _, callback, args = heappop(self._heap)
         callback(self.now_s, *args)

@@ -23,12 +23,15 @@ class WorkerLink:
 
 
 def transfer(now_s: float, source: WorkerLink, target: WorkerLink, num_bytes: int) -> float:
-    """Books a transfer that is ready now; returns when it ends."""
-    bytes_per_s = min(
+    """Books a transfer that is ready now; returns when it ends.
+
+    Each of the two interfaces carries what it has in order, whatever the other one of a transfer is busy
+    with: were both held until both are free, one busy interface would leave many others idle.
+    """
+    seconds = num_bytes / min(
         source.link.bytes_per_s / source.slowdown,
         target.link.bytes_per_s / target.slowdown,
     )
-    start_s = max(now_s, source.free_out_s, target.free_in_s)
-    end_s = start_s + num_bytes / bytes_per_s
-    source.free_out_s = target.free_in_s = end_s
-    return end_s + max(source.link.latency_s, target.link.latency_s)
+    source.free_out_s = max(now_s, source.free_out_s) + seconds
+    target.free_in_s = max(now_s, target.free_in_s) + seconds
+    return max(source.free_out_s, target.free_in_s) + max(source.link.latency_s, target.link.latency_s)

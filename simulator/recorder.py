@@ -6,9 +6,10 @@ from array import array
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from core.request import Path
-from simulator.result import Gaps, Outcome, RequestTable
+from simulator.result import Demands, Gaps, Outcome, RequestTable
 from simulator.traces.trace import TraceRequest
 
 _NAN = float("nan")
@@ -34,6 +35,7 @@ class Recorder:
         self._path = [Path.NONE.value] * num
         self._prefill_queue_s = [_NAN] * num
         self._transfer_s = [_NAN] * num
+        self._refusal: dict[int, str] = {}
         self._token_s = array("d")
         """Times of tokens, run after run; a run begins with the time its first gap is counted from."""
         self._run_lengths = array("q")
@@ -69,6 +71,10 @@ class Recorder:
     def not_done(self, index: int, now_s: float, outcome: Outcome, num_tokens: int) -> None:
         self._end(index, now_s, outcome, num_tokens)
 
+    def refused(self, index: int, reason: str) -> None:
+        """Admission control has told why; :meth:`not_done` follows."""
+        self._refusal[index] = reason
+
     def _end(self, index: int, now_s: float, outcome: Outcome, num_tokens: int) -> None:
         assert not self._outcome[index], f"request {index} ended twice"
         self._outcome[index] = outcome.value
@@ -97,7 +103,14 @@ class Recorder:
             path=np.array(self._path, dtype=np.str_),
             prefill_queue_s=np.array(self._prefill_queue_s),
             transfer_s=np.array(self._transfer_s),
+            refusal=self._refusals(),
+            demands=_demands(self._requests),
         )
+
+    def _refusals(self) -> npt.NDArray[np.str_] | None:
+        if not self._refusal:
+            return None
+        return np.array([self._refusal.get(index, "") for index in range(len(self._requests))], dtype=np.str_)
 
     def gaps(self) -> Gaps:
         lengths = np.frombuffer(self._run_lengths, dtype=np.int64)
@@ -106,3 +119,15 @@ class Recorder:
         gap_s = np.diff(np.frombuffer(self._token_s, dtype=np.float64), prepend=0.0)
         weight = np.repeat(np.frombuffer(self._run_weights, dtype=np.int64), lengths)
         return Gaps(gap_s=gap_s[inside], weight=weight[inside])
+
+
+def _demands(requests: Sequence[TraceRequest]) -> Demands | None:
+    """None if no request asks for anything of its own."""
+    if not any(r.tenant or r.priority or r.ttft_slo_s or r.tpot_slo_s for r in requests):
+        return None
+    return Demands(
+        tenant=np.array([r.tenant for r in requests], dtype=np.str_),
+        priority=np.array([r.priority for r in requests], dtype=np.int64),
+        ttft_slo_s=np.array([r.ttft_slo_s or _NAN for r in requests]),
+        tpot_slo_s=np.array([r.tpot_slo_s or _NAN for r in requests]),
+    )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from core.errors import NoWorkerAvailable, RequestRefused, WorkerLost
+from core.errors import NoWorkerAvailable, Rejected, RequestRefused, WorkerLost
 from core.request import Path
 from core.types import WorkerLoad
 from core.worker_events import KvPull, Prefilled, SequenceSpec
 from router.disaggregation import SamplingFacts, choose_path
-from router.routing import RoutingRequest
+from router.placement import Placement
+from router.routing import Decision, RoutingRequest
 from simulator.event_queue import EventQueue
+from simulator.gate import Gate
 from simulator.legs import DecodeLeg, PinnedKv, PrefillLeg
 from simulator.promise import Promise
 from simulator.pulls import KvPulls
@@ -45,10 +47,12 @@ class Lap:
         "_cached_tokens",
         "_cluster",
         "_decode_id",
+        "_expected_at",
         "_first_token_s",
         "_index",
         "_num_tokens",
         "_path",
+        "_placement",
         "_prefilled",
         "_promise",
         "_request",
@@ -68,6 +72,10 @@ class Lap:
         self._attempt = 0
         """Legs begun: an answer of an earlier one is ignored."""
         self._decode_id = ""
+        self._expected_at = ""
+        """The worker that counts on decoding it while it is prefilled elsewhere."""
+        self._placement: Placement | None = None
+        """With which it was let through admission control."""
         self._cached_tokens: Mapping[str, int] = {}
         self._promise = Promise(str(index))
         self._source: PinnedKv | None = None
@@ -89,10 +97,92 @@ class Lap:
 
     def _start(self, now_s: float) -> None:
         """The router has tokenized it."""
-        if self._path is Path.PREFILL_ONLY:
+        if self._router.gate is not None:
+            self._queue_up(now_s, self._router.gate)
+        elif self._path is Path.PREFILL_ONLY:
             self._prefill_only(now_s)
         else:
             self._prefill_remotely(now_s)
+
+    # In line: what the admission controller asks of an applicant.
+
+    def _queue_up(self, now_s: float, gate: Gate) -> None:
+        try:
+            placement = gate.offer(self)
+        except (NoWorkerAvailable, Rejected) as error:
+            self.refuse(error)
+            return
+        if placement is not None:
+            self.send(placement)
+
+    @property
+    def request_id(self) -> str:
+        return str(self._index)
+
+    @property
+    def tenant(self) -> str:
+        return self._request.tenant
+
+    @property
+    def priority(self) -> int:
+        return self._request.priority
+
+    @property
+    def arrival_s(self) -> float:
+        return self._request.arrival_s
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._request.prompt_tokens
+
+    @property
+    def ttft_slo_s(self) -> float:
+        return _or(self._request.ttft_slo_s, self._cluster.spec.ttft_slo_s)
+
+    @property
+    def tpot_slo_s(self) -> float:
+        return _or(self._request.tpot_slo_s, self._cluster.spec.tpot_slo_s)
+
+    def place(self) -> Placement:
+        """
+        Raises:
+            core.errors.NoWorkerAvailable: nobody serves it.
+        """
+        router, gate = self._router, self._router.gate
+        assert gate is not None
+        factor = gate.tpot_factor()
+        routing = self._routing(self.queue.now_s, factor)
+        if self._path is Path.PREFILL_ONLY:
+            worker_id = router.choose_prefill_only(routing, ())
+            decision = Decision(decode_worker="", prefill_worker=worker_id, reason="prefill_only")
+        else:
+            decision = router.choose(routing, ())
+        return router.judge(decision, routing, gate, self._cluster.spec.tpot_slo_s / factor)
+
+    def send(self, placement: Placement) -> None:
+        self._placement = placement
+        now_s, decision = self.queue.now_s, placement.decision
+        if self._path is Path.PREFILL_ONLY:
+            assert decision.prefill_worker is not None
+            self._send_prefill(now_s, decision.prefill_worker, keep_kv=False)
+        else:
+            self._prefill_as_decided(now_s, decision)
+
+    def refuse(self, error: NoWorkerAvailable | Rejected) -> None:
+        if isinstance(error, Rejected):
+            self._cluster.recorder.refused(self._index, error.reason)
+        self._give_up(self.queue.now_s)
+
+    def _expect_decode(self, now_s: float, ttft_s: float | None) -> None:
+        self._expect_no_decode()
+        self._expected_at = self._decode_id
+        in_s = None if ttft_s is None else ttft_s - (now_s - self._request.arrival_s)
+        self._router.decode_expected(self._decode_id, self.request_id, self._request.prompt_tokens, in_s)
+
+    def _expect_no_decode(self) -> None:
+        if self._expected_at:
+            self._router.decode_expected_no_more(self._expected_at, self.request_id)
+            self._expected_at = ""
 
     # Prefill.
 
@@ -113,10 +203,14 @@ class Lap:
         except NoWorkerAvailable:
             self._give_up(now_s)
             return
+        self._prefill_as_decided(now_s, decision)
+
+    def _prefill_as_decided(self, now_s: float, decision: Decision) -> None:
         self._decode_id = decision.decode_worker
         if decision.prefill_worker is None:
             self._decode_locally(now_s)
             return
+        self._expect_decode(now_s, decision.ttft_s)
         decode_worker = self._cluster.worker(self._decode_id)
         if (load := self._promise.ask(decode_worker, self._request.prompt_tokens + 1)) is not None:
             self._router.on_load(self._decode_id, load)
@@ -209,6 +303,7 @@ class Lap:
         self._send_decode(now_s)
 
     def _send_decode(self, now_s: float) -> None:
+        self._expect_no_decode()
         if self._cluster.worker(self._decode_id) is None or self._decode_id in self._tried:
             try:
                 decision = self._router.choose(self._routing(now_s), self._tried)
@@ -317,16 +412,16 @@ class Lap:
 
     # Shared.
 
-    def _routing(self, now_s: float) -> RoutingRequest:
-        """The request as the policy sees it now."""
+    def _routing(self, now_s: float, tpot_factor: float = 1.0) -> RoutingRequest:
+        """The request as the policy sees it now, its TPOT target divided by a factor."""
         self._cached_tokens = self._router.cached_tokens(self._request, self._cluster.spec.piece_tokens)
         return RoutingRequest(
             prompt_tokens=self._request.prompt_tokens,
             now_s=now_s,
             waited_s=now_s - self._request.arrival_s,
             cached_tokens=self._cached_tokens,
-            ttft_slo_s=self._cluster.spec.ttft_slo_s,
-            tpot_slo_s=self._cluster.spec.tpot_slo_s,
+            ttft_slo_s=self.ttft_slo_s,
+            tpot_slo_s=self.tpot_slo_s / tpot_factor,
         )
 
     def _prefill_id(self, attempt: int) -> str:
@@ -346,14 +441,22 @@ class Lap:
 
     def _first_token(self, now_s: float) -> None:
         self._first_token_s = now_s
+        gate, placement = self._router.gate, self._placement
+        if gate is not None and placement is not None and placement.ttft_s is not None:
+            gate.answered(placement.ttft_s, now_s - self._request.arrival_s)
         self._cluster.recorder.first_token(self._index, now_s)
 
     def _finish(self, now_s: float) -> None:
         self._router.num_ongoing -= 1
+        gate, num_gaps = self._router.gate, self._request.output_tokens - 1
+        if gate is not None and num_gaps:
+            assert self._first_token_s is not None
+            gate.finished((now_s - self._first_token_s) / num_gaps, self.tpot_slo_s, num_gaps + 1)
         self._cluster.recorder.path(self._index, self._path)
         self._cluster.recorder.done(self._index, now_s)
 
     def _give_up(self, now_s: float) -> None:
+        self._expect_no_decode()
         self._router.num_ongoing -= 1
         self._attempt += 1
         self._promise.end()
@@ -366,3 +469,7 @@ class Lap:
         if self._source is not None:
             self._source.release()
         self._source = None
+
+
+def _or(own: float | None, default: float) -> float:
+    return default if own is None else own

@@ -31,6 +31,18 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Demands:
+    """Whose requests these are and what they ask for, one row a request."""
+
+    tenant: npt.NDArray[np.str_]
+    priority: Ints
+    """Lower is more urgent."""
+    ttft_slo_s: Floats
+    """Its own target; nan: the one for all."""
+    tpot_slo_s: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTable:
     """One row a request, in order of arrival; columns have equal length. Times are virtual seconds.
 
@@ -56,6 +68,10 @@ class RequestTable:
     """Time the prompt waited for its first chunk."""
     transfer_s: Floats
     """Time its KV pull took; nan without one."""
+    refusal: npt.NDArray[np.str_] | None = None
+    """Reasons of :class:`core.errors.Rejected`, empty for the others; None: there are none."""
+    demands: Demands | None = None
+    """None: all are alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from router.step_times import StepTimes
 from simulator.actions import Action
 from simulator.cluster import SimulatedCluster
 from simulator.event_queue import EventQueue
+from simulator.gate import Gate
 from simulator.recorder import Recorder
 from simulator.relay import Lap
 from simulator.result import SimulationResult
@@ -84,7 +85,11 @@ class Simulation:
         self._recorder = Recorder(trace.requests)
         self.routers = [
             SimulatedRouter(
-                make_policy(seed * spec.num_routers + n), self.queue, StepTimes(spec.assumed_step_time)
+                make_policy(seed * spec.num_routers + n),
+                self.queue,
+                StepTimes(spec.assumed_step_time),
+                None if spec.admission is None else Gate(spec.admission, self.queue),
+                spec.num_routers,
             )
             for n in range(spec.num_routers)
         ]
@@ -128,6 +133,8 @@ class Simulation:
             self.queue.at(self._trace.requests[0].arrival_s, self._arrive, 0)
             self.queue.at(0.0, self._sample)
             self.queue.at(self._spec.heartbeat_s, self._heartbeat)
+            if len(self.routers) > 1:  # a single one hears of all there is by the answers it gets
+                self.queue.at(self._spec.load_beat_s, self._load_beat)
 
     def settle(self, duration_s: float) -> None:
         """Runs on after the last request has ended: leases end, workers come back, timers go off."""
@@ -143,6 +150,10 @@ class Simulation:
     def _heartbeat(self, now_s: float) -> None:
         self.cluster.heartbeat()
         self.queue.at(now_s + self._spec.heartbeat_s, self._heartbeat)
+
+    def _load_beat(self, now_s: float) -> None:
+        self.cluster.load_beat()
+        self.queue.at(now_s + self._spec.load_beat_s, self._load_beat)
 
     def _sample(self, now_s: float) -> None:
         self._timeline.sample(now_s, self.cluster)

@@ -9,6 +9,7 @@ from core.errors import ConfigError
 from core.performance_model import KvLink, StepTime
 from core.types import Role
 from core.worker_events import WorkerModelConfig
+from router.admission_limits import AdmissionLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +54,14 @@ class ClusterSpec:
     handoff_s: float = 0.001
     """From a decode worker's taking in a KV handle to the start of its pull."""
     heartbeat_s: float = 1.0
+    load_beat_s: float = 0.05
+    """How soon a change of a worker's load reaches routers it has no answer for."""
     cache_feed_s: float = 0.05
     """From a change of a worker's prefix cache until routers know of it."""
     max_ongoing_requests: int = 0
     """Requests in flight in one router before more are refused; 0 for no limit."""
+    admission: AdmissionLimits | None = None
+    """Of each router; None: whatever comes is sent at once."""
     prefill_timeout_s: float = 60.0
     stall_timeout_s: float = 120.0
     restart: bool = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from core.errors import Draining, Overloaded
+from core.observed_steps import StepObservation, StepSample
 from core.performance_model import PrefillChunk, StepTime
 from core.prefix_cache import BlockHash
 from core.types import Role, WorkerLoad, WorkerReport
@@ -23,6 +25,9 @@ _MIN_STEPS, _MAX_STEPS = 8, 256
 _QUEUE_FACTOR = 4
 """Requests a worker holds at most, in batches (``deploy/worker_replica.py``)."""
 _RESERVATION_TTL_S = 60.0
+_SAMPLE_EVERY = 2
+"""Heartbeats of which one tells of steps: enough to learn from, and cheap."""
+_NEVER = float("inf")
 
 
 CacheChanges = list[tuple[BlockHash, bool]]
@@ -61,28 +66,38 @@ class Watcher(Protocol):
 
 
 class RoleStepTime(StepTime):
-    """The step time of the role a worker has now, which also notes how much of it is extrapolated."""
+    """The step time of the role a worker has now.
+
+    It also notes how much of it is extrapolated, and a sample of the steps for the next heartbeat.
+    """
 
     def __init__(self, group: WorkerGroup, role: Role) -> None:
         self._group = group
         self.computed_s = 0.0
         self.extrapolated_s = 0.0
+        self.steps = StepSample(num_of_a_kind=1)
         self.set_role(role)
 
     def set_role(self, role: Role) -> None:
+        self.steps.take()
         self._step_time = self._group.step_time[role]
         self._is_extrapolated = getattr(self._step_time, "is_extrapolated", None)
 
     def step_s(self, prefills: Sequence[PrefillChunk], num_decoding: int, decode_kv_tokens: int) -> float:
         step_s = self._step_time.step_s(prefills, num_decoding, decode_kv_tokens)
         self._note(step_s, prefills, num_decoding, decode_kv_tokens)
+        if self.steps.wants(prefills):
+            self._sample(step_s, prefills, num_decoding, decode_kv_tokens)
         return step_s
 
     def decode_ends_s(
         self, start_s: float, num_decoding: int, decode_kv_tokens: int, num_steps: int
-    ) -> list[float]:
+    ) -> array[float]:
         ends_s = self._step_time.decode_ends_s(start_s, num_decoding, decode_kv_tokens, num_steps)
         self._note(ends_s[-1] - start_s, (), num_decoding, decode_kv_tokens)
+        if self.steps.wants(()):
+            step_s = self._step_time.step_s((), num_decoding, decode_kv_tokens)
+            self._sample(step_s, (), num_decoding, decode_kv_tokens)
         return ends_s
 
     def _note(
@@ -91,6 +106,18 @@ class RoleStepTime(StepTime):
         self.computed_s += seconds
         if self._is_extrapolated is not None and self._is_extrapolated(prefills, num_decoding, kv_tokens):
             self.extrapolated_s += seconds
+
+    def _sample(
+        self, seconds: float, prefills: Sequence[PrefillChunk], num_decoding: int, kv_tokens: int
+    ) -> None:
+        self.steps.add(
+            StepObservation(
+                prefills=tuple(prefills),
+                num_decoding=num_decoding,
+                decode_kv_tokens=kv_tokens,
+                seconds=seconds,
+            )
+        )
 
 
 class SimulatedWorker:
@@ -131,10 +158,11 @@ class SimulatedWorker:
         self.kept_pins: set[str] = set()
         """Pinned KV whose lease a living decode worker renews."""
         self._incarnation = incarnation
+        self._num_heartbeats = 0
         self._queue = queue
         self._recorder = recorder
         self._last_token_s = 0.0
-        self._wake_s = float("inf")
+        self._wake_s = _NEVER
         self._num_wakes = 0
         self._num_steps_at_once = _MIN_STEPS
 
@@ -219,7 +247,7 @@ class SimulatedWorker:
         self._begin()
         legs, self.legs = self.legs, {}
         self.model.fail(self._queue.now_s)
-        self._wake_s = float("inf")
+        self._wake_s = _NEVER
         self._num_wakes += 1
         for leg in legs.values():
             leg.on_lost(self._queue.now_s)
@@ -232,6 +260,7 @@ class SimulatedWorker:
     def report(self) -> WorkerReport:
         """Its heartbeat now."""
         config = self.group.worker
+        self._num_heartbeats += 1
         return WorkerReport(
             worker_id=self.worker_id,
             incarnation=self._incarnation,
@@ -251,6 +280,8 @@ class SimulatedWorker:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             load=self.load(),
+            heartbeat=self._num_heartbeats,
+            steps=() if self._num_heartbeats % _SAMPLE_EVERY else self.step_time.steps.take(),
         )
 
     # ------------------------------------------------------------------------------------ driving
@@ -277,20 +308,20 @@ class SimulatedWorker:
             self.on_cache_changes(self, changes)
 
     def _set_wake(self) -> None:
-        step = self.model.step
-        wake_s = float("inf") if step is None else step.end_s
-        if (deadline_s := self.model.next_deadline_s()) is not None:
-            wake_s = min(wake_s, deadline_s)
+        step, deadline_s = self.model.step, self.model.next_deadline_s()
+        wake_s = _NEVER if step is None else step.end_s
+        if deadline_s is not None and deadline_s < wake_s:
+            wake_s = deadline_s
         if wake_s != self._wake_s:
             self._wake_s = wake_s
             self._num_wakes += 1
-            if wake_s < float("inf"):
+            if wake_s != _NEVER:
                 self._queue.at(wake_s, self._on_wake, self._num_wakes)
 
     def _on_wake(self, now_s: float, wake: int) -> None:
         if wake != self._num_wakes:
             return
-        self._wake_s = float("inf")
+        self._wake_s = _NEVER
         self.changed = True
         step = self.model.step
         if step is not None and step.end_s <= now_s:
@@ -316,7 +347,7 @@ class SimulatedWorker:
 
     def _deliver(self, now_s: float, result: StepResult) -> None:
         if self.watchers:
-            load = self.load()
+            load = self.model.load(now_s)
             for watcher in self.watchers:
                 watcher.on_load(self.worker_id, load)
         if num_decoded := len(result.decoded):

@@ -66,6 +66,15 @@ class RouterMetrics:
         self.inflight = catalog.gauge(
             "baton_inflight_requests", "requests", "Requests that arrived and have not ended.", WHO
         )
+        self.rejected = catalog.counter(
+            "baton_rejected_requests_total",
+            "requests",
+            "Requests that admission control refused before any work was done, by reason.",
+            ("reason",),
+        )
+        self.queued = catalog.gauge(
+            "baton_queued_requests", "requests", "Requests that wait in this router for room on the workers."
+        )
         self.slo_requests = catalog.counter(
             "baton_slo_requests_total",
             "requests",
@@ -244,6 +253,7 @@ class RequestMetrics:
         ttft_s: float | None = None,
         num_output_tokens: int = 0,
         num_choices: int = 1,
+        own_targets: SloTargets | None = None,
     ) -> SloResult | None:
         """A request ended, in whatever way.
 
@@ -254,6 +264,7 @@ class RequestMetrics:
             ttft_s: arrival to first token; None if there was none.
             num_output_tokens: of all choices together.
             num_choices: the request's ``n``.
+            own_targets: what the request is held to; None for its model's targets.
 
         Returns:
             What it adds to attainment; None if it does not count.
@@ -266,9 +277,10 @@ class RequestMetrics:
             metrics.e2e.labels(*who).observe(e2e_s)
             if tpot_s is not None:
                 metrics.tpot.labels(*who).observe(tpot_s)
-        if self._slo_targets is None:
+        targets = own_targets or self._slo_targets
+        if targets is None:
             return None
-        result = judge(self._slo_targets, outcome, ttft_s=ttft_s, tpot_s=tpot_s, e2e_s=e2e_s)
+        result = judge(targets, outcome, ttft_s=ttft_s, tpot_s=tpot_s, e2e_s=e2e_s)
         if result is not None:
             metrics.slo_requests.labels(*who, result).inc()
         return result

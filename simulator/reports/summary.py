@@ -51,7 +51,7 @@ def summarize(result: SimulationResult, slo: Slo, *, settings: Mapping[str, obje
     gpu_hours = result.gpu_seconds / 3600
     one_each = np.ones(num_requests, dtype=np.int64)
 
-    return {
+    summary = {
         "num_requests": num_requests,
         "num_done": int(done.sum()),
         "num_rejected": int((requests.outcome == Outcome.REJECTED).sum()),
@@ -81,6 +81,33 @@ def summarize(result: SimulationResult, slo: Slo, *, settings: Mapping[str, obje
         "simulated_s": float(result.simulated_s),
         "settings": {str(key): _plain(value, f"settings.{key}") for key, value in settings.items()},
     }
+    return summary | _admission(requests, met)
+
+
+def _admission(requests: RequestTable, met: Bools) -> dict[str, Any]:
+    """What admission control did, where there was something for it to do."""
+    figures: dict[str, Any] = {}
+    if requests.refusal is not None:
+        figures["refusals"] = _counts(requests.refusal)
+    demands = requests.demands
+    if demands is not None:
+        for name, column in (("priority", demands.priority), ("tenant", demands.tenant)):
+            if len(values := np.unique(column)) > 1:
+                figures[f"by_{name}"] = {str(v): _of_some(requests, met, column == v) for v in values}
+    return figures
+
+
+def _of_some(requests: RequestTable, met: Bools, some: Bools) -> dict[str, Any]:
+    """Figures of a part of the requests; ``attainment_done`` is of those answered in full."""
+    done = some & (requests.outcome == Outcome.DONE)
+    num_met = int((met & some).sum())
+    return {
+        "num_requests": int(some.sum()),
+        "num_done": int(done.sum()),
+        "attainment": _ratio(num_met, int(some.sum())),
+        "attainment_done": _ratio(num_met, int(done.sum())),
+        "ttft_ms": distribution_ms(requests.ttft_s, np.ones(len(done), dtype=np.int64) * done),
+    }
 
 
 def to_json(summary: Mapping[str, Any]) -> str:
@@ -93,7 +120,7 @@ def to_json(summary: Mapping[str, Any]) -> str:
 
 
 def slo_met(requests: RequestTable, slo: Slo) -> tuple[Bools, Bools]:
-    """Whether each request met the TTFT target, and whether it met the TPOT target.
+    """Whether each request met the TTFT target, its own or else ``slo``'s, and whether it met TPOT's.
 
     Only requests answered in full meet any. An answer of one token has no TPOT and meets it.
 
@@ -104,8 +131,13 @@ def slo_met(requests: RequestTable, slo: Slo) -> tuple[Bools, Bools]:
         if not 0 < getattr(slo, name) < math.inf:
             raise ConfigError(f"slo.{name} must be a positive number of seconds, not {getattr(slo, name)}")
     done = requests.outcome == Outcome.DONE
-    ttft_met = done & (requests.ttft_s <= slo.ttft_s)
-    tpot_met = done & ((requests.output_tokens <= 1) | (requests.tpot_s <= slo.tpot_s))
+    ttft_s: Floats | float = slo.ttft_s
+    tpot_s: Floats | float = slo.tpot_s
+    if (demands := requests.demands) is not None:
+        ttft_s = np.where(np.isnan(demands.ttft_slo_s), slo.ttft_s, demands.ttft_slo_s)
+        tpot_s = np.where(np.isnan(demands.tpot_slo_s), slo.tpot_s, demands.tpot_slo_s)
+    ttft_met = done & (requests.ttft_s <= ttft_s)
+    tpot_met = done & ((requests.output_tokens <= 1) | (requests.tpot_s <= tpot_s))
     return ttft_met, tpot_met
 
 

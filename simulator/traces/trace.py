@@ -17,6 +17,13 @@ class TraceRequest:
     block_hashes: tuple[int, ...] = ()
     """Names of the full pieces at the front of the prompt, each ``Trace.hash_block_tokens`` long; each
     stands for everything up to its end. Empty: shares nothing with any other request."""
+    tenant: str = ""
+    """Whose it is."""
+    priority: int = 0
+    """Lower is more urgent."""
+    ttft_slo_s: float | None = None
+    """Its own target; None: the cluster's."""
+    tpot_slo_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import psutil
 from core.errors import StartupError
 from deploy.environment import CPU_ENGINE_ENVIRONMENT
 from engine.vllm_engine import VllmEngine, VllmEngineSpec
+from kv_transfer.params import STEP_METER_OPTION, STEPS_STAT
 from kv_transfer.peer import free_port
 
 READY = "engine ready"
@@ -34,6 +35,8 @@ def engine_spec(model_path: str, **changes: object) -> VllmEngineSpec:
         },
         "connector_class": "BatonConnector",
         "connector_module": "kv_transfer.connector",
+        "connector_options": {STEP_METER_OPTION: "engine.step_meter.StepMeter"},
+        "steps_stat": STEPS_STAT,
         "worker_extension": "kv_transfer.worker_extension.BatonWorkerExtension",
         "side_channel_port": free_port("127.0.0.1"),
     }

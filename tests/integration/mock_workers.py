@@ -15,7 +15,7 @@ from vllm.sampling_params import SamplingParams
 
 from baton_proto import worker_pb2_grpc
 from core.clock import MonotonicClock
-from core.performance_model import LinearStepTime
+from core.performance_model import LinearStepTime, StepTime
 from core.request import Path
 from core.types import Role, Snapshot, WorkerReport
 from core.worker_events import WorkerModelConfig
@@ -27,15 +27,25 @@ from engine.mock_engine import MockEngine, MockEngineConfig
 from kv_transfer.handle import KvHandleCodec, KvIdentity
 from kv_transfer.peer import KvPeerAddress
 from prefill_workers.leg import PrefillLeg, PrefillLegConfig
+from router.admission_limits import AdmissionLimits
 from router.cluster_view import ClusterView
-from router.policy import LeastLoadPolicy
+from router.policies import make_policy
 from router.relay import Relay, RelayConfig
 from router.relay_request import RelayRequest
+from router.step_times import StepTimes
 from router.trace import RequestTrace
 from router.worker_link import WorkerLink
 from telemetry.worker_metrics import WorkerMetrics
 
 MODEL = "mock"
+STEP_TIME = LinearStepTime(
+    prefill_ms_per_token2=0.0,
+    prefill_ms_per_token=0.02,
+    prefill_base_ms=2.0,
+    decode_base_ms=2.0,
+    decode_ms_per_seq=0.0,
+    decode_ms_per_kv_token=0.0,
+)
 _ids = itertools.count()
 
 
@@ -62,14 +72,7 @@ class MockWorker:
         self.worker_id = f"{role.value}-{next(_ids)}"
         settings = {
             "worker": WorkerModelConfig(num_kv_blocks=2000, block_size_tokens=16, lease_s=lease_s),
-            "step_time": LinearStepTime(
-                prefill_ms_per_token2=0.0,
-                prefill_ms_per_token=0.02,
-                prefill_base_ms=2.0,
-                decode_base_ms=2.0,
-                decode_ms_per_seq=0.0,
-                decode_ms_per_kv_token=0.0,
-            ),
+            "step_time": STEP_TIME,
         }
         self.engine = MockEngine(
             MockEngineConfig(
@@ -157,6 +160,9 @@ class MockCluster:
         stall_timeout_s: float = 5.0,
         lease_s: float = 30.0,
         prefill_timeout_s: float = 5.0,
+        policy: str = "least_load",
+        step_time: StepTime | None = None,
+        limits: AdmissionLimits | None = None,
         **worker: Any,
     ) -> None:
         roles = [Role.PREFILL] * num_prefill + [Role.DECODE] * num_decode
@@ -164,9 +170,13 @@ class MockCluster:
         self._background: set[asyncio.Task[None]] = set()
         clock = MonotonicClock()
         self.clock = clock
-        self.view = ClusterView(lambda report, on_load: WorkerLink(report.address, "router", on_load), clock)
+        self.view = ClusterView(
+            lambda report, on_load: WorkerLink(report.address, "router", on_load),
+            clock,
+            StepTimes(lambda shape: step_time),
+        )
         config = RelayConfig(prefill_timeout_s=prefill_timeout_s, stall_timeout_s=stall_timeout_s)
-        self.relay = Relay(self.view, LeastLoadPolicy(random_seed=0), config, clock)
+        self.relay = Relay(self.view, make_policy(policy, random_seed=0), config, clock, limits=limits)
 
     def _on_pulled(self, params: KvParams) -> None:
         """A real puller tells the prefill engine over NIXL."""
@@ -186,7 +196,7 @@ class MockCluster:
 
     async def __aexit__(self, *_: object) -> None:
         for member in self.view.members():
-            await member.link.close()
+            await member.close()
         for worker in self.workers:
             await worker.stop()
 
@@ -201,13 +211,18 @@ class MockCluster:
         present = [worker for worker in self.workers if worker not in leave_out]
         epoch = self.view.snapshot.epoch + 1 if self.view.snapshot else 1
         snapshot = Snapshot(incarnation="r", epoch=epoch, workers=tuple(worker.report for worker in present))
-        for link in self.view.update(snapshot):
-            await link.close()
+        for member in self.view.update(snapshot):
+            await member.close()
 
     async def ask(
-        self, prompt: list[int], max_tokens: int = 8, path: Path = Path.REMOTE_EARLY, emit=None
+        self,
+        prompt: list[int],
+        max_tokens: int = 8,
+        path: Path = Path.REMOTE_EARLY,
+        emit=None,
+        **request: Any,
     ) -> Answer:
-        """Relays one request and collects its answer."""
+        """Relays one request and collects its answer; ``request`` goes to :class:`RelayRequest`."""
         answer = Answer()
         request_id = f"q{next(_ids)}"
         answer.trace = RequestTrace(
@@ -235,6 +250,7 @@ class MockCluster:
             params=SamplingParams(max_tokens=max_tokens, temperature=0.0),
             options=b"",
             path=path,
+            **request,
         )
         await self.relay.run(request, answer.trace, collect)
         return answer

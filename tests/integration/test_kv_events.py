@@ -169,17 +169,14 @@ class Index:
     def __init__(self) -> None:
         self.known: set[int] = set()
 
-    def replace(self, worker_id: str, states: States) -> None:
+    def replace(self, incarnation: str, states: States) -> None:
         self.known = set(states.tolist())
 
-    def store(self, worker_id: str, states: States) -> None:
+    def store(self, incarnation: str, states: States) -> None:
         self.known |= set(states.tolist())
 
-    def evict(self, worker_id: str, states: States) -> None:
+    def evict(self, incarnation: str, states: States) -> None:
         self.known -= set(states.tolist())
-
-    def clear(self, worker_id: str) -> None:
-        self.known.clear()
 
 
 async def test_a_router_knows_what_the_log_knows_also_after_its_stream_was_killed(
@@ -201,7 +198,7 @@ async def test_a_router_knows_what_the_log_knows_also_after_its_stream_was_kille
     server, port = await serve()
     index = Index()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        feed = CacheFeed(channel, index, worker_id="w", incarnation=engine.info.incarnation, router_id="r")
+        feed = CacheFeed(channel, index, engine.info.incarnation, "r")
         for i in range(6):
             await cached_tokens(engine, greedy(tokens(500, f"fed {i}"), 1))
         await until(knows_all)

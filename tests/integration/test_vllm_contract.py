@@ -69,6 +69,16 @@ def test_a_pulls_deadline_still_reaches_the_worker() -> None:
     assert metadata.reqs_to_recv["r"].remote.blocks_expiry_time == 12.5
 
 
+def test_the_scheduler_still_shows_the_connector_each_step_and_then_its_result() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert inspect.getsource(Scheduler.schedule).count("self._build_kv_connector_meta(") == 1
+    assert inspect.getsource(Scheduler._build_kv_connector_meta).count("build_connector_meta(") == 1
+    assert (
+        inspect.getsource(Scheduler.update_from_output).count("self.connector.get_kv_connector_stats()") == 1
+    )
+
+
 def test_request_ids_still_end_in_eight_random_digits() -> None:
     from vllm.distributed.kv_transfer.kv_connector.v1.nixl.utils import get_base_request_id
     from vllm.v1.engine import EngineCoreRequest

@@ -19,9 +19,11 @@ from prometheus_client import CollectorRegistry
 from baton_proto import worker_pb2, worker_pb2_grpc
 from baton_proto.codecs import pack_tokens, unpack_tokens
 from core.clock import MonotonicClock
+from core.types import Role, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.leg import DecodeLeg
 from engine.base import EngineDelta, EngineRequest, KvParams
+from engine.cache_service import CacheFeedService
 from engine.gate import Gate
 from engine.vllm_engine import VllmEngine
 from kv_transfer.handle import KvHandleCodec, KvIdentity
@@ -52,6 +54,8 @@ class Answer:
 
     token_ids: list[int] = field(default_factory=list)
     report: TransferReport | None = None
+    cached_tokens: int = 0
+    """Of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ async def run(engine: VllmEngine, request: EngineRequest) -> tuple[Answer, Engin
     last = EngineDelta()
     async for delta in engine.generate(request):
         answer.token_ids += delta.token_ids
+        answer.cached_tokens += delta.num_cached_tokens or 0
         last = delta
     answer.report = TransferReport.from_params(last.kv_params)
     return answer, last
@@ -134,6 +139,8 @@ class VllmWorker:
             ),
             self._server,
         )
+        service = CacheFeedService(self.engine.cache_log, self.engine.info.incarnation)
+        worker_pb2_grpc.add_CacheFeedServicer_to_server(service, self._server)
         await self._server.start()
         self.link = WorkerLink(self.address, "router", lambda load: None)
         assert await self.link.wait_up(10.0)
@@ -144,6 +151,30 @@ class VllmWorker:
         await self._leases.close()
         await self.engine.shutdown(timeout_s=5.0)
         self.__dict__.clear()  # whoever still knows this worker does not keep the engine
+
+    def report(self, role: Role) -> WorkerReport:
+        """What it would tell a registry."""
+        info = self.engine.info
+        return WorkerReport(
+            worker_id=info.incarnation,
+            incarnation=info.incarnation,
+            model=info.model,
+            revision="",
+            shape="cpu",
+            allowed_roles=frozenset(Role),
+            role=role,
+            role_assigned=True,
+            draining=False,
+            address=self.address,
+            node_id="",
+            metrics_address="",
+            block_size_tokens=info.block_size_tokens,
+            num_kv_blocks=info.num_kv_blocks,
+            bytes_per_block=info.bytes_per_block,
+            max_num_seqs=info.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
+            load=self.engine.load(),
+        )
 
     # Through the legs, as a router does it.
 

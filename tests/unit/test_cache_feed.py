@@ -25,20 +25,17 @@ class Index:
         self.calls: list[str] = []
         self.broken = False
 
-    def replace(self, worker_id: str, states: States) -> None:
+    def replace(self, incarnation: str, states: States) -> None:
         self._call("replace")
-        self.known[worker_id] = set(states.tolist())
+        self.known[incarnation] = set(states.tolist())
 
-    def store(self, worker_id: str, states: States) -> None:
+    def store(self, incarnation: str, states: States) -> None:
         self._call("store")
-        self.known[worker_id] |= set(states.tolist())
+        self.known[incarnation] |= set(states.tolist())
 
-    def evict(self, worker_id: str, states: States) -> None:
+    def evict(self, incarnation: str, states: States) -> None:
         self._call("evict")
-        self.known[worker_id] -= set(states.tolist())
-
-    def clear(self, worker_id: str) -> None:
-        self.known.pop(worker_id, None)
+        self.known[incarnation] -= set(states.tolist())
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -67,7 +64,7 @@ class Worker:
     async def followed_by(self, index: Index, incarnation: str = "e1") -> AsyncIterator[CacheFeed]:
         options = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self._port}", options=options) as channel:
-            feed = CacheFeed(channel, index, worker_id="w", incarnation=incarnation, router_id="r")
+            feed = CacheFeed(channel, index, incarnation, "r")
             try:
                 yield feed
             finally:
@@ -107,21 +104,20 @@ async def test_the_index_begins_with_all_there_is_and_follows(log: CacheLog, ind
         worker.followed_by(index) as feed,
     ):
         await until(lambda: feed.flowing)
-        assert index.known == {"w": {1, 2, 3}}
+        assert index.known == {"e1": {1, 2, 3}}
         log.evict([1])
         log.store([4])
-        await until(lambda: index.known == {"w": {2, 3, 4}})
+        await until(lambda: index.known == {"e1": {2, 3, 4}})
         log.clear()
-        await until(lambda: index.known == {"w": set()})
+        await until(lambda: index.known == {"e1": set()})
         assert index.calls == ["replace", "evict", "store", "replace"]
     assert not feed.flowing
-    assert index.known == {}
 
 
 async def test_an_empty_cache_is_known_to_be_empty(log: CacheLog, index: Index) -> None:
     async with serving(CacheFeedService(log, "e1")) as worker, worker.followed_by(index) as feed:
         await until(lambda: feed.flowing)
-        assert index.known == {"w": set()}
+        assert index.known == {"e1": set()}
 
 
 async def test_changes_that_come_together_are_told_together(log: CacheLog, index: Index) -> None:
@@ -134,7 +130,7 @@ async def test_changes_that_come_together_are_told_together(log: CacheLog, index
             log.store([state])
             await asyncio.sleep(0.001)
         log.evict([5])
-        await until(lambda: index.known == {"w": {0, 1, 2, 3, 4}})
+        await until(lambda: index.known == {"e1": {0, 1, 2, 3, 4}})
         assert index.calls == ["replace", "store"]
 
 
@@ -147,11 +143,11 @@ async def test_a_broken_stream_goes_on_where_it_was(log: CacheLog, index: Index)
         await until(lambda: feed.flowing)
         await worker.stop()
         await until(lambda: not feed.flowing)
-        assert index.known == {"w": {1}}, "what was known is kept while the worker is out of reach"
+        assert index.known == {"e1": {1}}, "what was known is kept while the worker is out of reach"
         log.store([2])
         await worker.serve()
         await until(lambda: feed.flowing)
-        assert index.known == {"w": {1, 2}}
+        assert index.known == {"e1": {1, 2}}
         assert feed.num_resets == 1
 
 
@@ -167,7 +163,7 @@ async def test_a_router_that_was_away_too_long_gets_a_snapshot(log: CacheLog, in
         log.evict(range(50))
         await worker.serve()
         await until(lambda: feed.flowing)
-        assert index.known == {"w": set(range(50, 100))}
+        assert index.known == {"e1": set(range(50, 100))}
         assert feed.num_resets == 2
 
 
@@ -210,7 +206,7 @@ async def test_an_index_that_fails_gets_everything_again(log: CacheLog, index: I
         await until(lambda: feed.flowing)
         index.broken = True
         log.store([2])
-        await until(lambda: index.known == {"w": {1, 2}})
+        await until(lambda: index.known == {"e1": {1, 2}})
         assert feed.num_resets == 2
 
 
@@ -236,5 +232,5 @@ class Forgetful(worker_pb2_grpc.CacheFeedServicer):
 async def test_a_gap_in_the_numbers_asks_for_everything_again(index: Index) -> None:
     service = Forgetful()
     async with serving(service) as worker, worker.followed_by(index):
-        await until(lambda: index.known.get("w") == {1, 2, 3})
+        await until(lambda: index.known.get("e1") == {1, 2, 3})
         assert service.asked_from == [None, None]

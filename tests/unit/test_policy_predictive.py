@@ -75,6 +75,42 @@ class TestPrefill:
         assert Counter(decision.decode_worker for decision in decisions)["d1"] == pytest.approx(200, abs=50)
 
 
+class TestLateEverywhere:
+    """A prompt of 10,000 tokens takes a second, the target is half of one."""
+
+    LONG = replace(REQUEST, prompt_tokens=10_000)
+
+    def test_it_takes_the_soonest_worker_while_all_others_are_idle(self, policy: PredictivePolicy) -> None:
+        candidates = [prefill("late", busy_s=2.0), prefill("p1"), prefill("p2"), decode("d")]
+        assert policy.choose(candidates, self.LONG).prefill_worker in ("p1", "p2")
+
+    def test_it_stays_away_from_workers_in_time_that_others_need(self, policy: PredictivePolicy) -> None:
+        candidates = [
+            prefill("later", busy_s=9.0),
+            prefill("late", busy_s=2.0),
+            prefill("p1", busy_s=0.1),
+            prefill("p2", busy_s=0.1),
+            decode("d"),
+        ]
+        assert policy.choose(candidates, self.LONG).prefill_worker == "later"
+        one_left = [prefill("late", busy_s=2.0), prefill("p1"), decode("d")]
+        assert policy.choose(one_left, self.LONG).prefill_worker == "late"
+
+    def test_it_does_not_wait_for_ever(self, policy: PredictivePolicy) -> None:
+        candidates = [prefill("endless", busy_s=40.0), prefill("long", busy_s=20.0), decode("d")]
+        assert policy.choose(candidates, self.LONG).prefill_worker == "long"
+        only_endless = [prefill("p1", busy_s=50.0), prefill("p2", busy_s=40.0), decode("d")]
+        assert policy.choose(only_endless, self.LONG).prefill_worker == "p2"
+
+    def test_a_decode_worker_does_not_prefill_it(self, policy: PredictivePolicy) -> None:
+        candidates = [prefill("p", busy_s=2.0), decode("d")]
+        assert policy.choose(candidates, self.LONG).prefill_worker == "p"
+
+    def test_a_prompt_that_can_be_in_time_goes_where_it_is(self, policy: PredictivePolicy) -> None:
+        candidates = [prefill("late", busy_s=2.0), prefill("p", busy_s=0.1), decode("d")]
+        assert policy.choose(candidates, REQUEST).prefill_worker == "p"
+
+
 class TestDecode:
     def test_the_shortest_step_wins(self, policy: PredictivePolicy) -> None:
         candidates = [prefill("p"), decode("busy", num_requests=40), decode("calm", num_requests=2)]
@@ -89,6 +125,32 @@ class TestDecode:
             == "busy"
         )
         assert policy.choose([prefill("p"), full], REQUEST).decode_worker == "full"
+
+    def test_a_cached_prefix_saves_a_handoff(self, policy: PredictivePolicy) -> None:
+        request = replace(REQUEST, cached_tokens={"has": 800})
+        has, lacks = decode("has", kv_bytes_per_token=10**6), decode("lacks", kv_bytes_per_token=10**6)
+        decisions = [policy.choose([prefill("p"), has, lacks], request) for _ in range(20)]
+        assert {decision.decode_worker for decision in decisions} == {"has"}
+
+    def test_prompts_that_a_worker_prefills_itself_stretch_its_steps(self, policy: PredictivePolicy) -> None:
+        candidates = [prefill("p"), decode("prefills", local_prefill_share=0.3), decode("d", num_requests=9)]
+        assert policy.choose(candidates, REQUEST).decode_worker == "d"
+
+    def test_where_none_keeps_its_target_the_slowest_takes_the_excess(self, policy: PredictivePolicy) -> None:
+        over, far_over = decode("over", num_requests=95), decode("far over", num_requests=150)
+        assert policy.choose([prefill("p"), over, far_over], REQUEST).decode_worker == "far over"
+        too_far = decode("too far", num_requests=400)
+        assert policy.choose([prefill("p"), over, far_over, too_far], REQUEST).decode_worker == "far over"
+        in_time = decode("in time", num_requests=50)
+        assert policy.choose([prefill("p"), far_over, in_time], REQUEST).decode_worker == "in time"
+
+    def test_what_is_late_anyway_joins_the_slowest(self, policy: PredictivePolicy) -> None:
+        candidates = [
+            prefill("p", busy_s=9.0),
+            decode("over", num_requests=95),
+            decode("in time", num_requests=50),
+        ]
+        assert policy.choose(candidates, replace(REQUEST, waited_s=1.0)).decode_worker == "over"
 
     def test_without_a_decode_worker_there_is_no_decision(self, policy: PredictivePolicy) -> None:
         with pytest.raises(NoWorkerAvailable, match="decode"):
@@ -116,6 +178,16 @@ class TestLocalPrefill:
         assert (decision.prefill_worker, decision.decode_worker) == (None, "d2")
         assert decision.reason == "local"
 
+    def test_a_prompt_is_not_prefilled_late_on_a_decode_worker(self, policy: PredictivePolicy) -> None:
+        later = decode("d", prefill_free_at_s=NOW_S + 1.0)
+        assert policy.choose([prefill("p", busy_s=2.0), later], REQUEST).prefill_worker == "p"
+
+    def test_a_short_prompt_that_nobody_has_cached_is_prefilled_elsewhere(
+        self, policy: PredictivePolicy
+    ) -> None:
+        candidates = [prefill("p", busy_s=0.1), decode("d")]
+        assert policy.choose(candidates, replace(REQUEST, prompt_tokens=10)).prefill_worker == "p"
+
     def test_without_a_prefill_worker_it_is_the_only_way(self, policy: PredictivePolicy) -> None:
         decision = policy.choose([decode("d", local_prefill_share=0.9)], REQUEST)
         assert (decision.prefill_worker, decision.reason) == (None, "no_prefill_worker")
@@ -137,3 +209,31 @@ def test_where_nobody_knows_how_long_steps_take_load_decides(policy: PredictiveP
     ]
     decision = policy.choose(candidates, REQUEST)
     assert (decision.prefill_worker, decision.ttft_s) == ("p2", None)
+
+
+class TestSession:
+    def test_it_stays_with_its_workers_while_that_costs_next_to_nothing(
+        self, policy: PredictivePolicy
+    ) -> None:
+        workers = [prefill(f"p{n}") for n in range(6)] + [decode(f"d{n}") for n in range(6)]
+        homes = []
+        for number in range(40):
+            request = replace(REQUEST, session=str(number))
+            decisions = [policy.choose(workers, request) for _ in range(10)]
+            (home,) = {(decision.prefill_worker, decision.decode_worker) for decision in decisions}
+            homes.append(home)
+        assert len(set(homes)) > 10
+
+    def test_every_router_knows_its_workers(self) -> None:
+        workers = [prefill(f"p{n}") for n in range(6)] + [decode("d")]
+        request = replace(REQUEST, session="one")
+        routers = [PredictivePolicy(random_seed=seed) for seed in range(5)]
+        assert len({router.choose(workers, request).prefill_worker for router in routers}) == 1
+
+    def test_it_leaves_a_worker_that_is_busy_and_comes_back(self, policy: PredictivePolicy) -> None:
+        request = replace(REQUEST, session="one")
+        workers = [prefill(f"p{n}") for n in range(3)] + [decode("d")]
+        home = policy.choose(workers, request).prefill_worker
+        busy = [replace(w, prefill_free_at_s=NOW_S + 5) if w.worker_id == home else w for w in workers]
+        assert policy.choose(busy, request).prefill_worker != home
+        assert policy.choose(workers, request).prefill_worker == home

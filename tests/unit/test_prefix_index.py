@@ -278,27 +278,8 @@ def test_a_worker_without_events_is_guessed_at_for_long() -> None:
     assert known.match(prompt, 101.0) == {}
 
 
-def test_what_was_known_before_a_gap_is_a_guess_until_the_resync() -> None:
+def test_a_removed_worker_is_forgotten() -> None:
     known, prompt = knowledge(), spread(range(10))
-    known.store("events", prompt)
-    known.lost("events", 10.0)
-    assert not known.is_precise("events")
-    known.evict("events", prompt)
-    known.sent("events", spread(range(50, 60)), 10.0)
-    assert known.match(spread(range(50, 60)), 80.0) == {"events": 10}
-    assert known.match(prompt, 110.0) == {"events": 10}
-    assert known.match(prompt, 110.5) == {}
-    known.replace("events", prompt[:3])
-    assert known.match(prompt, 200.0) == {"events": 3}
-    assert known.match(spread(range(50, 60)), 200.0) == {}
-
-
-def test_clearing_a_worker_forgets_what_was_on_its_way_too() -> None:
-    known, prompt = knowledge(), spread(range(10))
-    known.store("events", prompt)
-    known.sent("events", spread(range(20)), 0.0)
-    known.clear("events")
-    assert known.match(prompt, 0.0) == {}
     known.sent("silent", prompt, 0.0)
     known.remove_worker("silent")
     assert known.match(prompt, 0.0) == {}

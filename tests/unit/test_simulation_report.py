@@ -122,7 +122,8 @@ def plots_of(report: str) -> list[str]:
 
 def first(result: SimulationResult, num_requests: int) -> SimulationResult:
     """The run with only its first requests."""
-    columns = {name: getattr(result.requests, name)[:num_requests] for name in RequestTable.__slots__}
+    columns = {name: getattr(result.requests, name) for name in RequestTable.__slots__}
+    columns = {name: column[:num_requests] for name, column in columns.items() if column is not None}
     return replace(result, requests=RequestTable(**columns))
 
 

@@ -53,11 +53,12 @@ def test_forgotten_reservations_run_out() -> None:
 
 async def test_an_outbox_sends_what_arrived_in_one_turn_together() -> None:
     outbox = Outbox()
-    taking = asyncio.create_task(outbox.take())
+    taking = asyncio.create_task(outbox.take(1.0))
     await asyncio.sleep(0)
     for request_id in "abc":
         outbox.push(worker_pb2.Delta(request_id=request_id))
     assert [delta.request_id for delta in await taking] == ["a", "b", "c"]
+    assert await outbox.take(0.01) == []
 
 
 async def test_closing_an_outbox_ends_its_tasks() -> None:

@@ -1,0 +1,78 @@
+"""Where requests wait until admission control lets them through."""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.clock import Clock
+from router.admission import AdmissionController
+from router.placing import Placing
+from router.routing import Decision
+
+_GATHER_S = 0.002
+"""Workers speak many times a second: their words are taken together."""
+
+
+class AdmissionGate:
+    """The event loop's side of an :class:`AdmissionController`; make it on the loop it is to run on."""
+
+    def __init__(self, controller: AdmissionController, clock: Clock) -> None:
+        self._controller = controller
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = float("inf")
+
+    @property
+    def num_waiting(self) -> int:
+        return self._controller.num_waiting
+
+    async def enter(self, request: Placing) -> Decision:
+        """Waits until there is room for a request.
+
+        Raises:
+            core.errors.Rejected: it is refused.
+            core.errors.NoWorkerAvailable: nobody serves it.
+        """
+        placement = self._controller.offer(request)
+        if placement is not None:
+            request.send(placement)
+        else:
+            self._wake_in(self._controller.next_update_s() - self._clock.now_s())
+        try:
+            return await request.sent
+        except asyncio.CancelledError:
+            self._controller.withdraw(request.request_id)
+            raise
+
+    def answered(self, predicted_ttft_s: float, ttft_s: float) -> None:
+        """See :meth:`router.admission.AdmissionController.answered`."""
+        self._controller.answered(predicted_ttft_s, ttft_s)
+
+    def finished(self, tpot_s: float, tpot_slo_s: float, num_tokens: int) -> None:
+        """See :meth:`router.admission.AdmissionController.finished`."""
+        self._controller.finished(tpot_s, tpot_slo_s, num_tokens)
+
+    def news(self) -> None:
+        """Something was heard of the workers: there may be room now."""
+        if self._controller.num_waiting:
+            self._wake_in(_GATHER_S)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wake_in(self, seconds: float) -> None:
+        if seconds == float("inf"):
+            return
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + max(seconds, 0.0)
+        if self._timer is not None:
+            if self._due_s <= due_s:
+                return
+            self._timer.cancel()
+        self._due_s, self._timer = due_s, loop.call_at(due_s, self._update)
+
+    def _update(self) -> None:
+        self._timer = None
+        self._controller.update()
+        self._wake_in(self._controller.next_update_s() - self._clock.now_s())

@@ -1,0 +1,59 @@
+"""Admission control on the virtual clock."""
+
+from __future__ import annotations
+
+from router.admission import AdmissionController, Applicant
+from router.admission_limits import AdmissionLimits
+from router.placement import Placement
+from simulator.event_queue import EventQueue
+
+
+class Gate:
+    """One router's waiting line, and when it is looked at."""
+
+    def __init__(self, limits: AdmissionLimits, queue: EventQueue) -> None:
+        self.limits = limits
+        self._queue = queue
+        self._controller = AdmissionController(limits, self)
+        self._due_s = float("inf")
+        """The earliest time at which an update is scheduled."""
+
+    def now_s(self) -> float:
+        """The virtual clock."""
+        return self._queue.now_s
+
+    def offer(self, applicant: Applicant) -> Placement | None:
+        """See :meth:`router.admission.AdmissionController.offer`."""
+        placement = self._controller.offer(applicant)
+        if placement is None:
+            self._update_at(self._controller.next_update_s())
+        return placement
+
+    def answered(self, predicted_ttft_s: float, ttft_s: float) -> None:
+        """See :meth:`router.admission.AdmissionController.answered`."""
+        self._controller.answered(predicted_ttft_s, ttft_s)
+
+    def finished(self, tpot_s: float, tpot_slo_s: float, num_tokens: int) -> None:
+        """See :meth:`router.admission.AdmissionController.finished`."""
+        self._controller.finished(tpot_s, tpot_slo_s, num_tokens)
+
+    def tpot_factor(self) -> float:
+        """See :meth:`router.admission.AdmissionController.tpot_factor`."""
+        return self._controller.tpot_factor()
+
+    def news(self) -> None:
+        """Something was heard of the workers: there may be room, once this event is over."""
+        if self._controller.num_waiting:
+            self._update_at(self._queue.now_s)
+
+    def _update_at(self, time_s: float) -> None:
+        if time_s < self._due_s:
+            self._due_s = time_s
+            self._queue.at(time_s, self._update)
+
+    def _update(self, now_s: float) -> None:
+        if now_s < self._due_s:
+            return  # an earlier one has come and gone
+        self._due_s = float("inf")
+        self._controller.update()
+        self._update_at(self._controller.next_update_s())
