@@ -32,7 +32,7 @@ _OUTCOMES = {
     Outcome.CACHED: worker_pb2.Transfer.CACHED,
     Outcome.RECOMPUTED: worker_pb2.Transfer.RECOMPUTED,
 }
-LOAD_BEAT_S = 0.05
+LOAD_BEAT_S = 0.03
 """How soon a change of load reaches routers that get no tokens from here."""
 _RENEW_SHARE = 1 / 3
 _RESERVATION_TTL_S = 60.0

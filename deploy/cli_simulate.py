@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,11 +81,21 @@ def simulate(
     num_requests: RequestsOption = None,
     columns: ColumnsOption = "",
     policy: Annotated[
-        str, typer.Option("--policy", help=f"Routing policy: {', '.join(POLICY_NAMES)}.")
-    ] = DEFAULT_POLICY,
+        str | None,
+        typer.Option(
+            "--policy",
+            help=f"Routing policy: {', '.join(POLICY_NAMES)}; else the configuration's, or {DEFAULT_POLICY}.",
+            show_default=False,
+        ),
+    ] = None,
     admission: Annotated[
-        bool, typer.Option("--admission/--no-admission", help="Routers queue and refuse requests.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--admission/--no-admission",
+            help="Whether requests wait in the routers and are refused; else as configured, or not.",
+            show_default=False,
+        ),
+    ] = None,
     action: Annotated[
         list[str] | None,
         typer.Option("--action", metavar="ACTION", help="A fault or a change, such as '120 kill SHAPE-0'."),
@@ -102,14 +111,12 @@ def simulate(
     """Simulate a trace: attainment, goodput and latencies, in seconds and without a GPU."""
     from deploy.cli_output import messages
     from deploy.simulate_setup import ClusterOptions, TraceOptions, set_up
-    from router.admission_limits import AdmissionLimits
     from simulator.action_text import action_from_text
     from simulator.reports.summary import summarize
     from simulator.simulation import simulate as run_simulation
     from simulator.traces.writer import write_trace
 
     check_outputs(json_file, html_file, save_trace)
-    make_policy(policy)
     actions = [action_from_text(text) for text in action or ()]
     setup = set_up(
         TraceOptions(
@@ -129,23 +136,22 @@ def simulate(
             num_routers=num_routers,
             ttft_ms=ttft_ms,
             tpot_ms=tpot_ms,
+            policy=policy,
+            admission=admission,
         ),
     )
-    cluster = replace(setup.cluster, admission=AdmissionLimits() if admission else None)
     if save_trace is not None:
         write_trace(setup.trace, save_trace)
     with simulation_progress(len(setup.trace.requests)) as on_progress:
         result = run_simulation(
             setup.trace,
-            cluster,
-            make_policy=lambda router_seed: make_policy(policy, router_seed),
+            setup.cluster,
+            make_policy=lambda router_seed: make_policy(setup.policy, router_seed),
             actions=actions,
             seed=seed,
             on_progress=on_progress,
         )
-    settings = {**setup.settings, "policy": policy, "actions": action or []}
-    if admission:
-        settings["admission"] = True
+    settings = {**setup.settings, "actions": action or []}
     summary = summarize(result, setup.slo, settings=settings)
     if timing:
         summary["wall_s"] = result.wall_s

@@ -11,6 +11,9 @@ from core.errors import ConfigError
 from core.performance_profile import PerformanceProfile
 from core.types import Role
 from deploy.config import load_config
+from deploy.settings import admission_limits
+from router.admission_limits import AdmissionLimits
+from router.policies import DEFAULT_POLICY, make_policy
 from simulator.profiles.files import find_profile
 from simulator.result import Slo
 from simulator.scenario import static_cluster, worker_group
@@ -22,7 +25,7 @@ from simulator.traces.readers import read_trace
 from simulator.traces.trace import Trace
 
 if TYPE_CHECKING:
-    from deploy.config_schema import ModelConfig, ShapeConfig
+    from deploy.config_schema import BatonConfig, ModelConfig, ShapeConfig
 
 DEFAULT_PROFILE = "h200-llama-3.1-8b-fp8-tp1"
 DEFAULT_SLO = Slo(ttft_s=0.5, tpot_s=0.03)
@@ -59,6 +62,8 @@ class ClusterOptions:
     num_routers: int | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    policy: str | None = None
+    admission: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ class SimulationSetup:
     trace: Trace
     cluster: ClusterSpec
     slo: Slo
+    policy: str = DEFAULT_POLICY
     settings: dict[str, Any] = field(default_factory=dict)
     """What was chosen, for the record."""
 
@@ -105,20 +111,30 @@ def set_up(trace_options: TraceOptions, options: ClusterOptions) -> SimulationSe
         "rate_scale": trace_options.rate_scale,
         "seed": trace_options.seed,
     }
+    policy: str = DEFAULT_POLICY
+    limits: AdmissionLimits | None = None
     if options.config_file is not None:
-        cluster, slo = _configured(trace, options, options.config_file)
+        config = load_config(options.config_file)
+        cluster, slo = _configured(trace, options, config)
         settings["config"] = str(options.config_file)
+        policy, limits = config.router.policy, admission_limits(config.router.admission)
     else:
         cluster, slo = _built_in(trace, options)
+    if options.admission is not None:
+        limits = (limits or AdmissionLimits()) if options.admission else None
+    policy = options.policy or policy
+    make_policy(policy)
     slo = slo_of(options.ttft_ms, options.tpot_ms, slo)
-    cluster = replace(cluster, ttft_slo_s=slo.ttft_s, tpot_slo_s=slo.tpot_s)
+    cluster = replace(cluster, ttft_slo_s=slo.ttft_s, tpot_slo_s=slo.tpot_s, admission=limits)
+    settings["policy"] = policy
+    settings["admission"] = limits is not None
     settings["profiles"] = {group.shape: group.profile_name for group in cluster.groups}
     settings["workers"] = {
         group.shape: {role.value: count for role, count in group.num_workers.items()}
         for group in cluster.groups
     }
     settings["routers"] = cluster.num_routers
-    return SimulationSetup(trace=trace, cluster=cluster, slo=slo, settings=settings)
+    return SimulationSetup(trace=trace, cluster=cluster, slo=slo, policy=policy, settings=settings)
 
 
 def slo_of(ttft_ms: float | None, tpot_ms: float | None, default: Slo = DEFAULT_SLO) -> Slo:
@@ -146,12 +162,11 @@ def _built_in(trace: Trace, options: ClusterOptions) -> tuple[ClusterSpec, Slo]:
     return cluster, DEFAULT_SLO
 
 
-def _configured(trace: Trace, options: ClusterOptions, config_file: Path) -> tuple[ClusterSpec, Slo]:
+def _configured(trace: Trace, options: ClusterOptions, config: BatonConfig) -> tuple[ClusterSpec, Slo]:
     if options.num_prefill is not None or options.num_decode is not None:
         raise ConfigError(
             "--prefill and --decode go without --config: the configuration says how many workers"
         )
-    config = load_config(config_file)
     (model,) = config.models
     profiles = _profiles(options.profiles, [shape.name for shape in model.shapes], None, model)
     cluster = ClusterSpec(

@@ -15,7 +15,7 @@ _POLICIES = {
     "random": RandomPolicy,
 }
 POLICY_NAMES = tuple(_POLICIES)
-DEFAULT_POLICY = "least_load"
+DEFAULT_POLICY = "predictive"
 """The one that serves."""
 
 

@@ -54,7 +54,7 @@ class ClusterSpec:
     handoff_s: float = 0.001
     """From a decode worker's taking in a KV handle to the start of its pull."""
     heartbeat_s: float = 1.0
-    load_beat_s: float = 0.05
+    load_beat_s: float = 0.03
     """How soon a change of a worker's load reaches routers it has no answer for."""
     cache_feed_s: float = 0.05
     """From a change of a worker's prefix cache until routers know of it."""

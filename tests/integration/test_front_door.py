@@ -75,7 +75,7 @@ async def test_what_would_be_late_is_told_so_with_a_status_and_a_time_to_come_ba
     statuses = Counter(answer.status_code for answer in answers)
     assert statuses.keys() <= {200, 429, 503}
     assert statuses[200] >= 2
-    assert statuses[429] >= NUM_AT_ONCE // 3
+    assert statuses[429] + statuses[503] >= NUM_AT_ONCE // 3
     for answer in answers:
         if answer.status_code == 200:
             assert "error" not in answer.text

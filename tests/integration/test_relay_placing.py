@@ -46,7 +46,7 @@ async def test_a_short_prompt_does_not_wait_for_a_busy_prefill_worker() -> None:
     async with cluster_of(1, 1) as cluster:
         long = asyncio.create_task(cluster.ask(prompt(2), 4))
         await asyncio.sleep(0.05)
-        short = await cluster.ask(prompt(1, 50), 4)
+        short = await cluster.ask(prompt(1, 50), 4, ttft_slo_s=0.2)
         assert not long.done()
         assert (await long).trace.path is Path.REMOTE_EARLY
     assert (short.trace.path, short.trace.decisions[0].reason) == (Path.LOCAL, "local")
@@ -70,15 +70,16 @@ async def test_the_urgent_one_goes_first_and_the_rest_by_deadline() -> None:
     async with cluster_of(1, 1, limits=AdmissionLimits(early_rejection=False)) as cluster:
         ended: list[str] = []
 
-        async def ask(name: str, number: int, **request: Any) -> None:
-            await cluster.ask(prompt(number), 1, Path.PREFILL_ONLY, **request)
+        async def ask(name: str, number: int, num_tokens: int = LONG // 2, **request: Any) -> None:
+            await cluster.ask(prompt(number, num_tokens), 1, Path.PREFILL_ONLY, **request)
             ended.append(name)
 
-        asking = [asyncio.create_task(ask("running", 0))]
+        asking = [asyncio.create_task(ask("running", 0, 30_000))]
         await asyncio.sleep(0.05)
         asking.append(asyncio.create_task(ask("patient", 1, ttft_slo_s=60.0)))
         asking.append(asyncio.create_task(ask("hurried", 2, ttft_slo_s=1.0)))
         asking.append(asyncio.create_task(ask("urgent", 3, priority=-1, ttft_slo_s=60.0)))
+        await waiting(cluster, 3)
         await asyncio.gather(*asking)
     assert ended == ["running", "urgent", "hurried", "patient"]
 
