@@ -18,6 +18,7 @@ from deploy.config_engine_args import (
     vllm_engine_arg_names,
 )
 from deploy.config_messages import suggestion
+from simulator.profiles.files import find_profile
 
 if TYPE_CHECKING:
     from deploy.config_schema import BatonConfig, ModelConfig, RouterConfig, ShapeConfig
@@ -38,7 +39,7 @@ def find_problems(config: BatonConfig) -> Iterator[str]:
 
 
 def require_local_files(config: BatonConfig) -> None:
-    """Checks that the model, adapter and chat template paths of this machine exist.
+    """Checks that the model, adapter, chat template and profile paths of this machine exist.
 
     Hub ids are not checked. Not part of ``load_config``, so that a file can be validated elsewhere.
 
@@ -53,6 +54,12 @@ def require_local_files(config: BatonConfig) -> None:
         for key, path, file_name in wanted:
             if path.startswith("/") and not (Path(path) / file_name).is_file():
                 problems.append(f"{key}: {path} is not a directory with a {file_name}")
+        for number, shape in enumerate(model.shapes):
+            if shape.profile is not None:
+                try:
+                    find_profile(shape.profile)
+                except ConfigError as error:
+                    problems.append(f"models[{index}].shapes[{number}].profile: {error}")
     template = config.router.chat_template
     if template is not None and not Path(template).is_file():
         problems.append(f"router.chat_template: {template} is not a file")

@@ -140,7 +140,7 @@ class AdmissionConfig(_Section):
     """Seconds a request waits at most; then it is refused with 503."""
     aging_s: PositiveSeconds = 5.0
     """Seconds after which a waiting request moves up one priority class."""
-    dispatch_ahead_s: PositiveSeconds = 0.2
+    dispatch_ahead_s: PositiveSeconds = 0.1
     """A request is sent to its prefill worker this many seconds before the worker can begin with it."""
     tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Shares of tenants, named by their `X-Baton-Tenant`, in relation to each other; 1 for everybody else."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 from core.errors import NoWorkerAvailable, Rejected, RequestRefused, WorkerLost
@@ -10,11 +9,11 @@ from core.request import Path
 from core.types import WorkerLoad
 from core.worker_events import KvPull, Prefilled, SequenceSpec
 from router.disaggregation import SamplingFacts, choose_path
-from router.placement import Placement
-from router.routing import Decision, RoutingRequest
+from router.routing import Decision
 from simulator.event_queue import EventQueue
 from simulator.gate import Gate
 from simulator.legs import DecodeLeg, PinnedKv, PrefillLeg
+from simulator.placing import Placing
 from simulator.promise import Promise
 from simulator.pulls import KvPulls
 from simulator.recorder import Recorder
@@ -44,15 +43,13 @@ class Lap:
 
     __slots__ = (
         "_attempt",
-        "_cached_tokens",
         "_cluster",
         "_decode_id",
-        "_expected_at",
         "_first_token_s",
         "_index",
         "_num_tokens",
         "_path",
-        "_placement",
+        "_placing",
         "_prefilled",
         "_promise",
         "_request",
@@ -72,11 +69,7 @@ class Lap:
         self._attempt = 0
         """Legs begun: an answer of an earlier one is ignored."""
         self._decode_id = ""
-        self._expected_at = ""
-        """The worker that counts on decoding it while it is prefilled elsewhere."""
-        self._placement: Placement | None = None
-        """With which it was let through admission control."""
-        self._cached_tokens: Mapping[str, int] = {}
+        self._placing = Placing(self, router, cluster.spec, index, request, self._path)
         self._promise = Promise(str(index))
         self._source: PinnedKv | None = None
         self._prefilled: Prefilled | None = None
@@ -98,97 +91,41 @@ class Lap:
     def _start(self, now_s: float) -> None:
         """The router has tokenized it."""
         if self._router.gate is not None:
-            self._queue_up(now_s, self._router.gate)
+            self._queue_up(self._router.gate)
         elif self._path is Path.PREFILL_ONLY:
             self._prefill_only(now_s)
         else:
             self._prefill_remotely(now_s)
 
-    # In line: what the admission controller asks of an applicant.
-
-    def _queue_up(self, now_s: float, gate: Gate) -> None:
+    def _queue_up(self, gate: Gate) -> None:
         try:
-            placement = gate.offer(self)
+            placement = gate.offer(self._placing)
         except (NoWorkerAvailable, Rejected) as error:
-            self.refuse(error)
+            self.refused(error)
             return
         if placement is not None:
-            self.send(placement)
+            self._placing.send(placement)
 
-    @property
-    def request_id(self) -> str:
-        return str(self._index)
-
-    @property
-    def tenant(self) -> str:
-        return self._request.tenant
-
-    @property
-    def priority(self) -> int:
-        return self._request.priority
-
-    @property
-    def arrival_s(self) -> float:
-        return self._request.arrival_s
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._request.prompt_tokens
-
-    @property
-    def ttft_slo_s(self) -> float:
-        return _or(self._request.ttft_slo_s, self._cluster.spec.ttft_slo_s)
-
-    @property
-    def tpot_slo_s(self) -> float:
-        return _or(self._request.tpot_slo_s, self._cluster.spec.tpot_slo_s)
-
-    def place(self) -> Placement:
-        """
-        Raises:
-            core.errors.NoWorkerAvailable: nobody serves it.
-        """
-        router, gate = self._router, self._router.gate
-        assert gate is not None
-        factor = gate.tpot_factor()
-        routing = self._routing(self.queue.now_s, factor)
-        if self._path is Path.PREFILL_ONLY:
-            worker_id = router.choose_prefill_only(routing, ())
-            decision = Decision(decode_worker="", prefill_worker=worker_id, reason="prefill_only")
-        else:
-            decision = router.choose(routing, ())
-        return router.judge(decision, routing, gate, self._cluster.spec.tpot_slo_s / factor)
-
-    def send(self, placement: Placement) -> None:
-        self._placement = placement
-        now_s, decision = self.queue.now_s, placement.decision
+    def sent(self, decision: Decision) -> None:
+        """Admission control has let it through."""
+        now_s = self.queue.now_s
         if self._path is Path.PREFILL_ONLY:
             assert decision.prefill_worker is not None
             self._send_prefill(now_s, decision.prefill_worker, keep_kv=False)
         else:
             self._prefill_as_decided(now_s, decision)
 
-    def refuse(self, error: NoWorkerAvailable | Rejected) -> None:
+    def refused(self, error: NoWorkerAvailable | Rejected) -> None:
+        """Admission control has turned it away."""
         if isinstance(error, Rejected):
             self._cluster.recorder.refused(self._index, error.reason)
         self._give_up(self.queue.now_s)
-
-    def _expect_decode(self, now_s: float, ttft_s: float | None) -> None:
-        self._expect_no_decode()
-        self._expected_at = self._decode_id
-        in_s = None if ttft_s is None else ttft_s - (now_s - self._request.arrival_s)
-        self._router.decode_expected(self._decode_id, self.request_id, self._request.prompt_tokens, in_s)
-
-    def _expect_no_decode(self) -> None:
-        if self._expected_at:
-            self._router.decode_expected_no_more(self._expected_at, self.request_id)
-            self._expected_at = ""
 
     # Prefill.
 
     def _prefill_only(self, now_s: float) -> None:
         try:
-            worker_id = self._router.choose_prefill_only(self._routing(now_s), self._tried)
+            worker_id = self._router.choose_prefill_only(self._placing.routing(now_s), self._tried)
         except NoWorkerAvailable:
             self._give_up(now_s)
             return
@@ -199,7 +136,7 @@ class Lap:
             self._decode_locally(now_s)
             return
         try:
-            decision = self._router.choose(self._routing(now_s), self._tried)
+            decision = self._router.choose(self._placing.routing(now_s), self._tried)
         except NoWorkerAvailable:
             self._give_up(now_s)
             return
@@ -210,7 +147,7 @@ class Lap:
         if decision.prefill_worker is None:
             self._decode_locally(now_s)
             return
-        self._expect_decode(now_s, decision.ttft_s)
+        self._placing.expect_decode(now_s, self._decode_id, decision.ttft_s)
         decode_worker = self._cluster.worker(self._decode_id)
         if (load := self._promise.ask(decode_worker, self._request.prompt_tokens + 1)) is not None:
             self._router.on_load(self._decode_id, load)
@@ -218,7 +155,7 @@ class Lap:
 
     def _send_prefill(self, now_s: float, worker_id: str, *, keep_kv: bool) -> None:
         self._attempt += 1
-        cached_tokens = self._cached_tokens.get(worker_id, 0)
+        cached_tokens = self._placing.cached_tokens.get(worker_id, 0)
         self._router.prefill_sent(
             worker_id, self._prefill_id(self._attempt), self._request.prompt_tokens, cached_tokens
         )
@@ -303,16 +240,16 @@ class Lap:
         self._send_decode(now_s)
 
     def _send_decode(self, now_s: float) -> None:
-        self._expect_no_decode()
+        self._placing.expect_no_decode()
         if self._cluster.worker(self._decode_id) is None or self._decode_id in self._tried:
             try:
-                decision = self._router.choose(self._routing(now_s), self._tried)
+                decision = self._router.choose(self._placing.routing(now_s), self._tried)
             except NoWorkerAvailable:
                 self._give_up(now_s)
                 return
             self._decode_id = decision.decode_worker
         prompt_tokens = self._request.prompt_tokens
-        cached_tokens = self._cached_tokens.get(self._decode_id, 0)
+        cached_tokens = self._placing.cached_tokens.get(self._decode_id, 0)
         computed_tokens = prompt_tokens - cached_tokens if self._source is None else 0
         self._router.decode_sent(self._decode_id, prompt_tokens, computed_tokens, cached_tokens)
         self._attempt += 1
@@ -412,18 +349,6 @@ class Lap:
 
     # Shared.
 
-    def _routing(self, now_s: float, tpot_factor: float = 1.0) -> RoutingRequest:
-        """The request as the policy sees it now, its TPOT target divided by a factor."""
-        self._cached_tokens = self._router.cached_tokens(self._request, self._cluster.spec.piece_tokens)
-        return RoutingRequest(
-            prompt_tokens=self._request.prompt_tokens,
-            now_s=now_s,
-            waited_s=now_s - self._request.arrival_s,
-            cached_tokens=self._cached_tokens,
-            ttft_slo_s=self.ttft_slo_s,
-            tpot_slo_s=self.tpot_slo_s / tpot_factor,
-        )
-
     def _prefill_id(self, attempt: int) -> str:
         return f"{self._index}.p{attempt}"
 
@@ -441,9 +366,9 @@ class Lap:
 
     def _first_token(self, now_s: float) -> None:
         self._first_token_s = now_s
-        gate, placement = self._router.gate, self._placement
-        if gate is not None and placement is not None and placement.ttft_s is not None:
-            gate.answered(placement.ttft_s, now_s - self._request.arrival_s)
+        gate, predicted_ttft_s = self._router.gate, self._placing.predicted_ttft_s
+        if gate is not None and predicted_ttft_s is not None:
+            gate.answered(predicted_ttft_s, now_s - self._request.arrival_s)
         self._cluster.recorder.first_token(self._index, now_s)
 
     def _finish(self, now_s: float) -> None:
@@ -451,12 +376,12 @@ class Lap:
         gate, num_gaps = self._router.gate, self._request.output_tokens - 1
         if gate is not None and num_gaps:
             assert self._first_token_s is not None
-            gate.finished((now_s - self._first_token_s) / num_gaps, self.tpot_slo_s, num_gaps + 1)
+            gate.finished((now_s - self._first_token_s) / num_gaps, self._placing.tpot_slo_s, num_gaps + 1)
         self._cluster.recorder.path(self._index, self._path)
         self._cluster.recorder.done(self._index, now_s)
 
     def _give_up(self, now_s: float) -> None:
-        self._expect_no_decode()
+        self._placing.expect_no_decode()
         self._router.num_ongoing -= 1
         self._attempt += 1
         self._promise.end()
@@ -469,7 +394,3 @@ class Lap:
         if self._source is not None:
             self._source.release()
         self._source = None
-
-
-def _or(own: float | None, default: float) -> float:
-    return default if own is None else own

@@ -16,7 +16,9 @@ from deploy import config_docs
 from deploy.config import load_config, parse_config
 from deploy.config_checks import require_local_files
 from deploy.config_engine_args import ENGINE_ARGS_FIXED_AT_1, ENGINE_ARGS_SET_BY_BATON, vllm_engine_arg_names
-from deploy.config_schema import BatonConfig
+from deploy.config_schema import AdmissionConfig, BatonConfig
+from deploy.settings import admission_limits
+from router.admission_limits import AdmissionLimits
 
 CONFIGS = Path(config_docs.__file__).parent / "configs"
 
@@ -414,3 +416,18 @@ def test_the_names_of_vllms_engine_arguments_are_known_without_importing_vllm() 
     names = vllm_engine_arg_names()
     assert {"max_model_len", "tensor_parallel_size", "enforce_eager", "enable_log_requests"} <= names
     assert names >= ENGINE_ARGS_SET_BY_BATON.keys() | ENGINE_ARGS_FIXED_AT_1.keys()
+
+
+def test_admission_as_configured_by_default_is_admission_as_built_by_default() -> None:
+    assert admission_limits(AdmissionConfig()) == AdmissionLimits()
+    assert admission_limits(AdmissionConfig(enabled=False)) is None
+    limits = admission_limits(AdmissionConfig(max_wait_s=7.0, tenant_weights={"a": 2.0}))
+    assert limits == AdmissionLimits(max_wait_s=7.0, tenant_weights={"a": 2.0})
+
+
+def test_a_profile_that_is_not_there_is_said_before_anything_starts() -> None:
+    raw = copy.deepcopy(VALID)
+    raw["models"][0]["shapes"][0]["profile"] = "nowhere.json"
+    problem = r"models\[0\].shapes\[0\].profile: there is no profile 'nowhere.json'"
+    with pytest.raises(ConfigError, match=problem):
+        require_local_files(parse_config(raw))
