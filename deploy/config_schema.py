@@ -161,6 +161,9 @@ class RouterConfig(_Section):
     cache_events: bool = True
     """Let workers tell the routers what their prefix caches hold. Off, or with a policy other than
     `predictive`, routers guess from what they have sent."""
+    log_decisions: bool = False
+    """Keep and log what each routing decision was made from: every worker with its score. Without it, only
+    for requests with the header `X-Baton-Explain: 1`."""
     admission: AdmissionConfig = AdmissionConfig()
     """Which request goes next, which waits, which is refused."""
     max_ongoing_requests: PositiveCount = 4096

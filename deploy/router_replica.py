@@ -95,6 +95,7 @@ class RouterReplica:
             clock,
             self._router_id,
             slo,
+            explain_all=settings.log_decisions,
         )
         app = await build_openai_app(self._client, args)
         app.include_router(

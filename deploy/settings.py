@@ -74,6 +74,7 @@ class RouterSettings:
     profiles: Mapping[str, PerformanceProfile]
     """By shape; shapes without one are left out."""
     admission: AdmissionLimits | None
+    log_decisions: bool
     max_ongoing_requests: int
     prefill_timeout_s: float
     stall_timeout_s: float
@@ -135,6 +136,7 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
             shape.name: find_profile(shape.profile) for shape in model.shapes if shape.profile is not None
         },
         admission=admission_limits(config.router.admission),
+        log_decisions=config.router.log_decisions,
         max_ongoing_requests=config.router.max_ongoing_requests,
         prefill_timeout_s=config.router.prefill_timeout_s,
         stall_timeout_s=config.router.stall_timeout_s,

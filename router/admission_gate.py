@@ -57,10 +57,6 @@ class AdmissionGate:
         if self._controller.num_waiting:
             self._wake_in(_GATHER_S)
 
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
     def _wake_in(self, seconds: float) -> None:
         if seconds == float("inf"):
             return

@@ -50,6 +50,7 @@ class RelayEngineClient(EnginelessClient):
     Args:
         router_id: this router start; request ids begin with it.
         slo: targets of requests that bring none of their own.
+        explain_all: note of every request what its decisions were made from.
         tracker: told what happens to each request.
     """
 
@@ -62,7 +63,10 @@ class RelayEngineClient(EnginelessClient):
         clock: Clock,
         router_id: str,
         slo: SloTargets,
+        *,
+        explain_all: bool = False,
     ) -> None:
+        self._explain_all = explain_all
         self._slo = slo
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
@@ -242,7 +246,7 @@ class RelayEngineClient(EnginelessClient):
             owner=context.owner,
             ttft_slo_s=slo.ttft_s,
             tpot_slo_s=slo.tpot_s,
-            explain=context.explain,
+            explain=context.explain or self._explain_all,
             trace_headers=dict(request.trace_headers or {}),
         )
         return relay_request, trace

@@ -29,6 +29,7 @@ def url(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     run_dir = tmp_path_factory.mktemp("front door")
     config = mock_config(model_path, free_port())
     config["models"][0]["shapes"][0]["mock"] = {"decode_step_ms": 5, "prefill_ms_per_1k_tokens": 50}
+    config["router"]["log_decisions"] = True
     path = run_dir / "cluster.yaml"
     path.write_text(json.dumps(config))
     cluster = start_cluster(path, run_dir / "cluster.log")
@@ -104,7 +105,7 @@ async def test_a_target_that_means_nothing_is_refused(client: httpx.AsyncClient,
 async def test_a_decision_can_be_asked_for(client: httpx.AsyncClient, url: str, tmp_path: Path) -> None:
     baton = Commands(tmp_path)
     await taught(client)
-    answer = await client.post("/v1/completions", json=body(500), headers={"X-Baton-Explain": "1"})
+    answer = await client.post("/v1/completions", json=body(500))  # all of them are kept in this cluster
     request_id = answer.json()["id"]
     await asyncio.sleep(0.2)
     trace = (await client.get(f"/baton/requests/{request_id}")).json()
