@@ -237,3 +237,18 @@ class TestSession:
         busy = [replace(w, prefill_free_at_s=NOW_S + 5) if w.worker_id == home else w for w in workers]
         assert policy.choose(busy, request).prefill_worker != home
         assert policy.choose(workers, request).prefill_worker == home
+
+
+class TestTopology:
+    def test_the_same_node_comes_first_while_it_is_about_as_busy(self, policy: PredictivePolicy) -> None:
+        def on(worker: Candidate, node_id: str) -> Candidate:
+            return replace(worker, node_id=node_id, kv_bytes_per_token=100_000)
+
+        near, far = on(decode("near", num_requests=5), "n1"), on(decode("far"), "n2")
+        workers = [on(prefill("p"), "n1"), near, far]
+        long = replace(REQUEST, prompt_tokens=4000)
+        assert policy.choose(workers, long).decode_worker == "near"
+        busier = replace(near, num_requests=60)
+        assert policy.choose([workers[0], busier, far], long).decode_worker == "far"
+        unknown = [replace(worker, node_id="") for worker in workers]
+        assert policy.choose(unknown, long).decode_worker == "far"
