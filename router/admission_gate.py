@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from core.clock import Clock
 from router.admission import AdmissionController
 from router.placing import Placing
 from router.routing import Decision
 
+logger = logging.getLogger(__name__)
+
 _GATHER_S = 0.002
 """Workers speak many times a second: their words are taken together."""
+_RETRY_S = 0.1
 
 
 class AdmissionGate:
@@ -69,6 +73,11 @@ class AdmissionGate:
         self._due_s, self._timer = due_s, loop.call_at(due_s, self._update)
 
     def _update(self) -> None:
+        """Called by a timer: whatever goes wrong here, those that wait are looked at again."""
         self._timer = None
-        self._controller.update()
+        try:
+            self._controller.update()
+        except Exception:
+            logger.exception("admission control stumbled")
+            self._wake_in(_RETRY_S)
         self._wake_in(self._controller.next_update_s() - self._clock.now_s())

@@ -121,6 +121,24 @@ async def test_a_worker_that_dies_makes_the_line_go_on_elsewhere() -> None:
     assert all(len(answer.token_ids) == 2 for answer in answers)
 
 
+async def test_a_policy_that_stumbles_does_not_stop_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster_of(1, 1) as cluster:
+        asking = [asyncio.create_task(cluster.ask(prompt(n), 2)) for n in range(3)]
+        await waiting(cluster, 2)
+        policy, choose, failures = cluster.relay.placing.policy, cluster.relay.placing.policy.choose, [3]
+
+        def stumble(*args: Any) -> Any:
+            failures[0] -= 1
+            if failures[0] >= 0:
+                raise ZeroDivisionError
+            return choose(*args)
+
+        monkeypatch.setattr(policy, "choose", stumble)
+        answers = await asyncio.gather(*asking)
+    assert failures[0] < 0
+    assert all(len(answer.token_ids) == 2 for answer in answers)
+
+
 @pytest.mark.parametrize("policy", ["predictive", "least_load", "round_robin"])
 async def test_a_decision_says_what_it_was_made_from(policy: str) -> None:
     async with cluster_of(2, 2, policy=policy) as cluster:
