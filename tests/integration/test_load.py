@@ -150,5 +150,6 @@ def test_200_mixed_requests_at_once_a_third_cancelled_leave_nothing_behind(
 
     one_round("second", cluster, plain)
 
-    assert grown(cluster, before, slack=3, within_s=15) == {}
+    # Ray's own connections come and go by a few; one left by each request, or each cancelled one, is many.
+    assert grown(cluster, before, slack=10, within_s=15) == {}
     assert {name.split()[0] for name in before} == {"files", "tasks"}
