@@ -81,6 +81,7 @@ class Placing:
         Raises:
             core.errors.NoWorkerAvailable: nobody serves it.
         """
+        self._revision = None  # nothing was sent yet, and during an update the weights change while it waits
         factor = self._context.tpot_factor()
         candidates, routing = self._candidates(), self._routing(factor)
         decision = self._decide(candidates, routing, ())
