@@ -14,13 +14,13 @@ from benchmarks.routing_runs import PROFILE, SLO
 from benchmarks.table import Table, ms, percentile
 from core.clock import ManualClock
 from core.prompt_blocks import chain_states, root_state
+from core.step_times import StepTimes
 from core.table_step_time import TableStepTime
 from core.types import Role, WorkerLoad, WorkerReport
 from router.block_rows import States
 from router.policy_predictive import PredictivePolicy
 from router.prefix_guess import PrefixKnowledge
 from router.routing import RoutingRequest
-from router.step_times import StepTimes
 from router.worker_view import WorkerView
 from simulator.profiles.files import find_profile
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from benchmarks.model import CACHE
 from benchmarks.routing_bound import most_in_time, reusable_tokens
+from core.step_times import prefill_s
 from core.table_step_time import TableStepTime
 from router.policies import make_policy
 from router.routing import RoutingPolicy
-from router.step_times import prefill_s
 from simulator.profiles.files import find_profile
 from simulator.reports.summary import slo_met
 from simulator.result import Floats, SimulationResult, Slo

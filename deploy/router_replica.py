@@ -11,13 +11,13 @@ from ray import serve
 
 from core.clock import MonotonicClock
 from core.errors import StartupError
+from core.step_times import StepTimes
 from core.table_step_time import TableStepTime
 from core.types import Snapshot
 from deploy.node import node_host
 from deploy.settings import RouterSettings
 from router.cluster_view import ClusterView
 from router.policies import make_policy
-from router.step_times import StepTimes
 from router.trace import TraceLog
 from router.worker_link import WorkerLink
 from telemetry.exporter import new_registry, start_exporter

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from core.clock import Clock
 from core.prompt_blocks import PromptBlocks
+from core.step_times import StepTimes
 from core.types import Snapshot, WorkerLoad, WorkerReport
 from router.cache_feed import CacheFeed
 from router.prefix_guess import PrefixKnowledge
 from router.routing import Candidate
-from router.step_times import StepTimes
 from router.worker_link import OnLoad, WorkerLink
 from router.worker_view import WorkerView
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from core.step_times import prefill_s
 from router.routing import Candidate, Decision, RoutingPolicy, RoutingRequest
-from router.step_times import prefill_s
 
 
 def explain(

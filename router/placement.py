@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from core.step_times import prefill_s
 from router.admission_limits import AdmissionLimits
 from router.routing import NO_PREFILL_WORKER, Candidate, Decision, RoutingRequest
-from router.step_times import prefill_s
 
 _FULL_BATCHES = 2
 """Without step times, a worker with prompts for this many full steps has no room."""

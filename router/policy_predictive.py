@@ -32,11 +32,11 @@ from typing import NamedTuple, TypeVar
 
 from core.errors import NoWorkerAvailable
 from core.performance_model import StepTime
+from core.step_times import prefill_s
 from core.types import Role
 from router.affinity import preferred
 from router.policy import LeastLoadPolicy, by_role
 from router.routing import NO_PREFILL_WORKER, Candidate, Decision, RoutingRequest
-from router.step_times import prefill_s
 from router.worker_view import LOCAL_PREFILL_WINDOW_S
 
 IN_TIME = 0.8

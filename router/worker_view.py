@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from core.clock import Clock
+from core.step_times import StepTimes, prefill_s, queued_prefill_s
 from core.types import WorkerLoad, WorkerReport
 from router.cache_fill import CacheFill
 from router.prefill_queue import PrefillQueue
 from router.routing import Candidate
-from router.step_times import StepTimes, prefill_s, queued_prefill_s
 
 LOCAL_PREFILL_WINDOW_S = 3.0
 """Time constant of what a decode worker's own prefills count for."""

@@ -8,11 +8,11 @@ from operator import itemgetter
 
 import numpy as np
 
+from core.step_times import StepTimes
 from core.types import WorkerLoad, WorkerReport
 from router.placement import Placement, judge
 from router.prefix_guess import PrefixKnowledge
 from router.routing import Candidate, Decision, RoutingPolicy, RoutingRequest
-from router.step_times import StepTimes
 from router.worker_view import WorkerView
 from simulator.event_queue import EventQueue
 from simulator.gate import Gate

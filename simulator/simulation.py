@@ -7,9 +7,9 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from core.step_times import StepTimes
 from router.policy import LeastLoadPolicy
 from router.routing import RoutingPolicy
-from router.step_times import StepTimes
 from simulator.actions import Action
 from simulator.cluster import SimulatedCluster
 from simulator.event_queue import EventQueue

@@ -17,6 +17,7 @@ from baton_proto import worker_pb2_grpc
 from core.clock import MonotonicClock
 from core.performance_model import LinearStepTime, StepTime
 from core.request import Path
+from core.step_times import StepTimes
 from core.types import Role, Snapshot, WorkerReport
 from core.worker_events import WorkerModelConfig
 from decode_workers.lease_keeper import LeaseKeeper
@@ -32,7 +33,6 @@ from router.cluster_view import ClusterView
 from router.policies import make_policy
 from router.relay import Relay, RelayConfig
 from router.relay_request import RelayRequest
-from router.step_times import StepTimes
 from router.trace import RequestTrace
 from router.worker_link import WorkerLink
 from telemetry.worker_metrics import WorkerMetrics

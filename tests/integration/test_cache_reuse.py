@@ -15,13 +15,13 @@ from vllm import SamplingParams
 from core.clock import MonotonicClock
 from core.performance_model import LinearStepTime
 from core.request import Path as RequestPath
+from core.step_times import StepTimes
 from core.types import Role, Snapshot
 from engine.base import EngineDelta
 from router.cluster_view import ClusterView
 from router.policies import make_policy
 from router.relay import Relay, RelayConfig
 from router.relay_request import RelayRequest
-from router.step_times import StepTimes
 from router.trace import RequestTrace
 from router.worker_link import WorkerLink
 from tests.integration.prompts import tokens

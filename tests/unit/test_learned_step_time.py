@@ -10,8 +10,8 @@ import pytest
 from core.learned_step_time import LearnedStepTime
 from core.observed_steps import StepObservation
 from core.performance_model import H200_LLAMA_8B_FP8, LinearStepTime, PrefillChunk
+from core.step_times import StepTimes
 from core.types import Role
-from router.step_times import StepTimes
 
 SLOW_CPU = LinearStepTime(
     prefill_ms_per_token2=1e-5,

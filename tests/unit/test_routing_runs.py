@@ -17,9 +17,9 @@ from benchmarks.routing_runs import (
     run,
     traces_folder,
 )
+from core.step_times import prefill_s
 from core.table_step_time import TableStepTime
 from router.policies import POLICY_NAMES
-from router.step_times import prefill_s
 from simulator.profiles.files import find_profile
 
 DATA = Path(__file__).parent.parent / "data" / "traces"

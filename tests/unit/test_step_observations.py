@@ -18,6 +18,7 @@ from core.performance_model import (
     ScaledStepTime,
     StepTime,
 )
+from core.step_times import StepTimes, prefill_s
 from core.types import Role, WorkerLoad
 from core.worker_events import WorkerModelConfig
 from engine.base import EngineRequest
@@ -25,7 +26,6 @@ from engine.mock_engine import MockEngine, MockEngineConfig
 from router.policy import LeastLoadPolicy
 from router.policy_predictive import PredictivePolicy
 from router.routing import Candidate, Decision, RoutingRequest
-from router.step_times import StepTimes, prefill_s
 from router.worker_view import WorkerView
 from simulator.actions import SwitchRole
 from simulator.result import RequestTable

@@ -1,0 +1,59 @@
+"""What a router tells of the requests it has seen: counts since its start, by length of the prompt."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import field
+
+from core.record import record
+
+PROMPT_CLASS_LIMITS = tuple(round(64 * 2 ** (half_octave / 2)) for half_octave in range(25))
+"""Most prompt tokens of each class, half an octave wide: 64, 91, ..., 262144. Longer ones are one more."""
+NUM_PROMPT_CLASSES = len(PROMPT_CLASS_LIMITS) + 1
+
+
+def prompt_class(prompt_tokens: int) -> int:
+    """The class of a prompt, 0 to ``NUM_PROMPT_CLASSES - 1``."""
+    return bisect_left(PROMPT_CLASS_LIMITS, prompt_tokens)
+
+
+def _zeros() -> tuple[int, ...]:
+    return (0,) * NUM_PROMPT_CLASSES
+
+
+@record
+class TrafficSummary:
+    """One router's traffic. Counts only grow, so that a lost summary loses nothing.
+
+    Tuples hold one count for each class of prompt length.
+    """
+
+    router_id: str
+    """New for every start of a router: counts begin at 0."""
+    num_arrived: tuple[int, ...] = field(default_factory=_zeros)
+    """Requests that came, refused ones among them."""
+    prompt_tokens: tuple[int, ...] = field(default_factory=_zeros)
+    """...and all their prompt tokens."""
+    placed_tokens: tuple[int, ...] = field(default_factory=_zeros)
+    """Prompt tokens of the requests that were sent to a worker..."""
+    cached_tokens: tuple[int, ...] = field(default_factory=_zeros)
+    """...and how many of those the worker was expected to have cached."""
+    num_answered: int = 0
+    """Requests that have got their first token."""
+    num_finished: int = 0
+    """Requests that have got their last token."""
+    output_tokens: int = 0
+    """Tokens that clients have got, those of answers that go on among them."""
+    num_met: int = 0
+    """Requests that ended within both targets."""
+    num_missed_ttft: int = 0
+    num_missed_tpot: int = 0
+    num_refused: int = 0
+    """Turned away by admission control."""
+    num_failed: int = 0
+    num_waiting: int = 0
+    """Now in the router's line, sent to nobody yet..."""
+    waiting_prompt_tokens: int = 0
+    """...and their prompt tokens."""
+    num_ongoing: int = 0
+    """Now in flight, waiting ones among them."""
