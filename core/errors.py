@@ -3,6 +3,7 @@
 BatonError
 ├── ConfigError            the user's configuration or command line is wrong
 ├── StartupError           a worker, router or cluster did not come up in time
+├── ScalingError           Ray Serve did not take up a number of workers
 ├── RequestRefused         a worker will not take this request now
 │   ├── Draining           it is on its way out
 │   └── Overloaded         its queue or its KV cache is full
@@ -28,6 +29,10 @@ class ConfigError(BatonError):
 
 class StartupError(BatonError):
     """A process did not become ready within its time limit."""
+
+
+class ScalingError(BatonError):
+    """Ray Serve does not say how many workers it works towards, or does not take a number up, in time."""
 
 
 class RequestRefused(BatonError):

@@ -1,4 +1,4 @@
-"""What a router tells of the requests it has seen: counts since its start, by length of the prompt."""
+"""What a router tells of the requests it has seen: counts since its start, by length."""
 
 from __future__ import annotations
 
@@ -17,31 +17,48 @@ def prompt_class(prompt_tokens: int) -> int:
     return bisect_left(PROMPT_CLASS_LIMITS, prompt_tokens)
 
 
-def _zeros() -> tuple[int, ...]:
+ANSWER_CLASS_LIMITS = tuple(round(4 * 2 ** (half_octave / 2)) for half_octave in range(27))
+"""Most tokens of each class of answers: 4, 6, 8, ..., 32768. Longer ones are one more."""
+NUM_ANSWER_CLASSES = len(ANSWER_CLASS_LIMITS) + 1
+
+
+def answer_class(num_tokens: int) -> int:
+    """The class of an answer of at least one token, 0 to ``NUM_ANSWER_CLASSES - 1``."""
+    return bisect_left(ANSWER_CLASS_LIMITS, num_tokens)
+
+
+def _of_prompts() -> tuple[int, ...]:
     return (0,) * NUM_PROMPT_CLASSES
+
+
+def _of_answers() -> tuple[int, ...]:
+    return (0,) * NUM_ANSWER_CLASSES
 
 
 @record
 class TrafficSummary:
     """One router's traffic. Counts only grow, so that a lost summary loses nothing.
 
-    Tuples hold one count for each class of prompt length.
+    Tuples hold one count for each class of length. How long answers will be is learned from those that go
+    on, too: of the answers that reached a class, so many ended in it.
     """
 
     router_id: str
     """New for every start of a router: counts begin at 0."""
-    num_arrived: tuple[int, ...] = field(default_factory=_zeros)
+    num_arrived: tuple[int, ...] = field(default_factory=_of_prompts)
     """Requests that came, refused ones among them."""
-    prompt_tokens: tuple[int, ...] = field(default_factory=_zeros)
+    prompt_tokens: tuple[int, ...] = field(default_factory=_of_prompts)
     """...and all their prompt tokens."""
-    placed_tokens: tuple[int, ...] = field(default_factory=_zeros)
+    placed_tokens: tuple[int, ...] = field(default_factory=_of_prompts)
     """Prompt tokens of the requests that were sent to a worker..."""
-    cached_tokens: tuple[int, ...] = field(default_factory=_zeros)
+    cached_tokens: tuple[int, ...] = field(default_factory=_of_prompts)
     """...and how many of those the worker was expected to have cached."""
-    num_answered: int = 0
-    """Requests that have got their first token."""
-    num_finished: int = 0
-    """Requests that have got their last token."""
+    num_reached: tuple[int, ...] = field(default_factory=_of_answers)
+    """Answers that have grown into each class, those that went beyond it among them."""
+    num_ended: tuple[int, ...] = field(default_factory=_of_answers)
+    """Answers whose last token was in it..."""
+    ended_tokens: tuple[int, ...] = field(default_factory=_of_answers)
+    """...and all their tokens."""
     output_tokens: int = 0
     """Tokens that clients have got, those of answers that go on among them."""
     num_met: int = 0

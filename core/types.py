@@ -22,6 +22,8 @@ class WorkerLoad:
 
     num_running: int = 0
     """Requests in the running batch."""
+    num_decoding: int = 0
+    """Of those, how many have their first token and get more of them here."""
     num_waiting: int = 0
     """Requests queued in front of the engine or inside it."""
     waiting_prefill_tokens: int = 0

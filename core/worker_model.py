@@ -311,6 +311,7 @@ class WorkerModel:
             kv_used_blocks += scheduler.decodes.num_new_blocks(num_past)
         return WorkerLoad(
             num_running=len(self._sequences) - num_waiting,
+            num_decoding=len(scheduler.decodes),
             num_waiting=num_waiting,
             waiting_prefill_tokens=self._waiting_prefill_tokens,
             kv_used_blocks=kv_used_blocks,

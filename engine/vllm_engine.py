@@ -76,6 +76,8 @@ class VllmEngine:
         self._decoder = RequestDecoder()
         self._delta_from_output = delta_from_output
         self._waiting_prompts: dict[str, int] = {}
+        self._answers: set[str] = set()
+        """Requests that have their first token and not their last one."""
 
     @staticmethod
     async def start(spec: VllmEngineSpec) -> VllmEngine:
@@ -123,6 +125,7 @@ class VllmEngine:
         gauge = self._gauge
         return WorkerLoad(
             num_running=gauge.num_running,
+            num_decoding=len(self._answers),
             num_waiting=max(gauge.num_waiting, len(self._waiting_prompts) - gauge.num_running),
             waiting_prefill_tokens=sum(self._waiting_prompts.values()),
             kv_used_blocks=round(gauge.kv_usage * self._info.num_kv_blocks),
@@ -153,6 +156,8 @@ class VllmEngine:
                 async for output in outputs:
                     if first:
                         self._waiting_prompts.pop(request.request_id, None)
+                        if not output.finished:
+                            self._answers.add(request.request_id)
                     yield self._delta_from_output(output, first=first)
                     first = False
         except EngineDeadError as error:
@@ -161,6 +166,7 @@ class VllmEngine:
             raise ValueError(str(error)) from error
         finally:
             self._waiting_prompts.pop(request.request_id, None)
+            self._answers.discard(request.request_id)
 
     async def release_kv(self, request_ids: Sequence[str]) -> None:
         await self._call("baton_release_kv", list(request_ids))

@@ -39,5 +39,6 @@ class PlannerSettings:
     """Share of the requests within both targets, of those that could be, that is worth a GPU more."""
     num_spares: int = 0
     """Workers kept beyond what the load asks for."""
-    hold_s: float = 120.0
-    """How long fewer GPUs must have been enough before one is given back."""
+    hold_s: float | None = None
+    """How long fewer GPUs must have been enough before one is given back; None: as long as a worker takes to
+    start, which never holds twice the GPU time that foresight would."""

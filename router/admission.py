@@ -107,6 +107,11 @@ class AdmissionController:
         """Requests in line."""
         return len(self._line)
 
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """Prompt tokens of the requests in line."""
+        return sum(entry.item.prompt_tokens for entry in self._entries.values())
+
     def offer(self, applicant: Applicant) -> Placement | None:
         """A request has arrived.
 

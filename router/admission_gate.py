@@ -33,6 +33,10 @@ class AdmissionGate:
     def num_waiting(self) -> int:
         return self._controller.num_waiting
 
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        return self._controller.waiting_prompt_tokens
+
     async def enter(self, request: Placing) -> Decision:
         """Waits until there is room for a request.
 

@@ -19,6 +19,7 @@ from router.placement import Placement, judge
 from router.relay_request import RelayRequest
 from router.routing import Candidate, Decision, RoutingPolicy, RoutingRequest
 from router.trace import RequestTrace
+from router.traffic_counter import TrafficCounter
 from telemetry.logs import fields
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class PlacingContext:
     """The model's, for the requests that run already."""
     tpot_factor: Callable[[], float]
     """By how much TPOT targets are tightened, because answers have missed them."""
+    traffic: TrafficCounter
+    """Told of each request when it is first sent."""
 
 
 class Placing:
@@ -183,6 +186,7 @@ class Placing:
 
     def _book(self, decision: Decision) -> None:
         self.give_back()
+        self._count(decision)
         self._note(decision)
         view = self._context.view
         prefill, decode = view.member(decision.prefill_worker or ""), view.member(decision.decode_worker)
@@ -205,6 +209,12 @@ class Placing:
             self._local_at = decode
             decode.view.decode_sent(self.prompt_tokens, self._predicted_prefill_s(decode))
             self._prompt_sent(decode)
+
+    def _count(self, decision: Decision) -> None:
+        if not self._trace.decisions:
+            prefilled_by = decision.prefill_worker or decision.decode_worker
+            cached_tokens = self._cached_tokens.get(prefilled_by, 0)
+            self._context.traffic.placed(self.prompt_tokens, cached_tokens)
 
     def prefill_ended(self) -> None:
         """The prefill leg has an answer, or none will come."""

@@ -19,6 +19,9 @@ less inside a node. The shortest wins. Where no step would keep the target, one 
 would cost all of them their target: the slowest worker takes what exceeds the others, and late requests
 too.
 
+After a role switch a prefill worker still has answers to finish. Until few are left beside the prompt, it
+takes prompts as a decode worker does, see below.
+
 Local prefill. A decode worker prefills by itself a prompt that it mostly has cached, or, one at a time,
 those for which the prefill workers would be late and it would not, as long as its own steps keep their
 target.
@@ -51,6 +54,9 @@ EVICTION_WEIGHT = 3.0
 """Of the computing time that is lost with what a prompt evicts."""
 TPOT_MARGIN = 0.95
 """Share of the TPOT target up to which a decode worker is filled..."""
+LEFTOVER_S = 5.0
+"""A prefill worker spares the answers it still has if they would stand still for longer than this, all
+together, while it computes a prompt."""
 LOCAL_TPOT_MARGIN = 0.9
 """...and up to which it prefills by itself: prompts come in bursts, which a mean does not show."""
 SLOWEST = 2.0
@@ -110,13 +116,24 @@ class PredictivePolicy(LeastLoadPolicy):
             decode = self._best_decode(targets, request, late=False)
             (local,) = _prefills_on([decode.candidate], request)
             return _decision(decode, None, NO_PREFILL_WORKER, request, local.done_s)
-        best = self._best_prefill(_prefills_on(prefills, request), request)
+        best = self._best_prefill_of(prefills, request)
         if (sooner := _best_local(targets, request, best)) is not None:
             decode, local = sooner
             return _decision(decode, None, "local", request, local.done_s)
         late, node_id = _is_late(best, request), best.candidate.node_id
         decode = self._best_decode(targets, request, late=late, node_id=node_id)
         return _decision(decode, best.candidate, self.reason, request, best.done_s)
+
+    def _best_prefill_of(self, prefills: Sequence[Candidate], request: RoutingRequest) -> _Prefill:
+        """Workers with many answers left help out only."""
+        busy = [candidate for candidate in prefills if _spares_answers(candidate, request)]
+        if not busy:
+            return self._best_prefill(_prefills_on(prefills, request), request)
+        free = [candidate for candidate in prefills if candidate not in busy]
+        if not free:
+            return self._best_prefill(_prefills_on(busy, request), request)
+        best = self._best_prefill(_prefills_on(free, request), request)
+        return _best_beside_answers(busy, request, best) or best
 
     def score(self, candidate: Candidate, request: RoutingRequest) -> float | None:
         if candidate.step_time is None:
@@ -213,6 +230,34 @@ def _best_local(
             if tpot_s <= LOCAL_TPOT_MARGIN * request.tpot_slo_s:
                 able.append((decode._replace(tpot_s=tpot_s), local))
     return min(able, key=lambda pair: pair[1].done_s + pair[1].work_s, default=None)
+
+
+def _spares_answers(candidate: Candidate, request: RoutingRequest) -> bool:
+    """Whether a prefill worker has so many answers to finish that it should not take the prompt."""
+    if not candidate.num_decoding:
+        return False
+    cached_tokens = request.cached_tokens.get(candidate.worker_id, 0)
+    work_s = prefill_s(_step_time(candidate), request.prompt_tokens, cached_tokens)
+    return candidate.num_decoding * work_s > LEFTOVER_S
+
+
+def _best_beside_answers(
+    busy: Sequence[Candidate], request: RoutingRequest, remote: _Prefill
+) -> _Prefill | None:
+    """The prefill worker with answers left that had better take the prompt all the same, if there is one."""
+    if request.waited_s + remote.done_s <= IN_TIME * request.ttft_slo_s:
+        return None
+    able = []
+    for option in _prefills_on(busy, request):
+        candidate = option.candidate
+        step_s = _step_time(candidate).step_s((), candidate.num_decoding, candidate.kv_used_tokens)
+        if (
+            not option.queue_s
+            and option.done_s < remote.done_s
+            and _stretched_s(candidate, step_s, option.work_s) <= LOCAL_TPOT_MARGIN * request.tpot_slo_s
+        ):
+            able.append(option)
+    return min(able, key=lambda option: option.done_s, default=None)
 
 
 def _prefills_on(candidates: Sequence[Candidate], request: RoutingRequest) -> list[_Prefill]:

@@ -41,6 +41,7 @@ from router.sampling import (
     local_leg,
 )
 from router.trace import RequestTrace
+from router.traffic_counter import TrafficCounter
 from telemetry.logs import fields
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Relay:
     Args:
         limits: of the requests that wait here for room on the workers; None sends everything at once.
         tpot_slo_s: the model's target.
+        traffic: told of each request when it is first sent.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Relay:
         *,
         limits: AdmissionLimits | None = None,
         tpot_slo_s: float = math.inf,
+        traffic: TrafficCounter | None = None,
     ) -> None:
         self.view = view
         self.config = config
@@ -88,6 +91,7 @@ class Relay:
             limits=limits or AdmissionLimits(),
             tpot_slo_s=tpot_slo_s,
             tpot_factor=controller.tpot_factor,
+            traffic=traffic or TrafficCounter(""),
         )
         self.gate = None
         if limits is not None:
@@ -98,6 +102,11 @@ class Relay:
     def num_waiting(self) -> int:
         """Requests that wait here for room on the workers."""
         return 0 if self.gate is None else self.gate.num_waiting
+
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """Prompt tokens of the requests that wait here."""
+        return 0 if self.gate is None else self.gate.waiting_prompt_tokens
 
     def check_available(self, model: str) -> None:
         """

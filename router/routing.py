@@ -25,6 +25,8 @@ class Candidate:
     node_id: str = ""
     num_requests: int
     """Running and waiting."""
+    num_decoding: int = 0
+    """Of those, the answers that go on: on a prefill worker, what is left of its time as a decode worker."""
     waiting_prefill_tokens: int
     """Prompt tokens of requests without their first token."""
     prefill_free_at_s: float = 0.0

@@ -1,4 +1,4 @@
-"""Follows requests from arrival to end: their traces and the router's metrics."""
+"""Follows requests from arrival to end: traces, metrics, and the traffic that the planner hears of."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from core.clock import Clock
 from core.request import Path
 from engine.base import EngineDelta
 from router.trace import RequestTrace, TraceLog
-from telemetry.router_metrics import RouterMetrics
-from telemetry.slo import Outcome
+from router.traffic_counter import TrafficCounter
+from telemetry.router_metrics import RequestMetrics, RouterMetrics
+from telemetry.slo import Outcome, SloResult
 
 _OUTCOMES = {
     "completed": Outcome.OK,
@@ -21,32 +22,42 @@ _OUTCOMES = {
 class RequestTracker:
     """One per router replica."""
 
-    def __init__(self, metrics: RouterMetrics, traces: TraceLog, clock: Clock) -> None:
+    def __init__(
+        self, metrics: RouterMetrics, traces: TraceLog, clock: Clock, traffic: TrafficCounter
+    ) -> None:
         self._metrics = metrics
-        self._traces = traces
         self._clock = clock
+        self.traces = traces
+        self.traffic = traffic
+        self.num_ongoing = 0
+        """Sequences that have begun and not ended."""
 
     def refused(self, reason: str) -> None:
         """Admission control has turned a request away."""
         self._metrics.rejected.labels(reason).inc()
 
     def begin(self, trace: RequestTrace) -> TrackedRequest:
-        return TrackedRequest(trace, self._metrics, self._traces, self._clock)
+        self.traffic.arrived(trace.prompt_tokens)
+        self.num_ongoing += 1
+        request_metrics = self._metrics.for_request(trace.model, trace.adapter, trace.tenant)
+        return TrackedRequest(trace, self, request_metrics, self._clock)
 
 
 class TrackedRequest:
     """One sequence; its methods are on the per-token path."""
 
-    __slots__ = ("_clock", "_ended", "_metrics", "_traces", "stopped", "trace")
+    __slots__ = ("_clock", "_ended", "_metrics", "_tracker", "stopped", "trace")
 
-    def __init__(self, trace: RequestTrace, metrics: RouterMetrics, traces: TraceLog, clock: Clock) -> None:
+    def __init__(
+        self, trace: RequestTrace, tracker: RequestTracker, metrics: RequestMetrics, clock: Clock
+    ) -> None:
         self.trace = trace
         self.stopped = False
         """The router has the whole text: what the engine still does is waste."""
         self._ended = False
-        self._traces = traces
+        self._tracker = tracker
         self._clock = clock
-        self._metrics = metrics.for_request(trace.model, trace.adapter, trace.tenant)
+        self._metrics = metrics
         self._metrics.arrived()
 
     def on_delta(self, delta: EngineDelta) -> None:
@@ -60,6 +71,7 @@ class TrackedRequest:
         else:
             self._metrics.next_tokens(now_s - (trace.last_token_at_s or now_s), num_tokens)
         trace.last_token_at_s = now_s
+        self._tracker.traffic.tokens(trace.output_tokens, num_tokens)
         trace.output_tokens += num_tokens
 
     def end(self, outcome: str) -> None:
@@ -75,7 +87,7 @@ class TrackedRequest:
         trace.outcome = outcome
         end_s = trace.last_token_at_s or self._clock.now_s()
         placed = trace.prefill_worker or trace.decode_worker
-        metrics.finished(
+        result = metrics.finished(
             trace.path if placed else Path.NONE,
             _OUTCOMES[outcome],
             e2e_s=end_s - trace.received_at_s,
@@ -94,4 +106,19 @@ class TrackedRequest:
             metrics.kv_recomputed(trace.kv_reason)
         if trace.kv_bytes:
             metrics.kv_transferred(trace.kv_bytes)
-        self._traces.add(trace)
+        self._tracker.num_ongoing -= 1
+        self._count(_OUTCOMES[outcome], result)
+        self._tracker.traces.add(trace)
+
+    def _count(self, outcome: Outcome, result: SloResult | None) -> None:
+        traffic = self._tracker.traffic
+        if outcome is Outcome.REJECTED:
+            traffic.refused()
+        elif outcome is Outcome.FAILED:
+            traffic.failed()
+        elif outcome is Outcome.OK:
+            traffic.finished(
+                self.trace.output_tokens,
+                ttft_met=result is not SloResult.MISSED_TTFT,
+                tpot_met=result is not SloResult.MISSED_TPOT,
+            )

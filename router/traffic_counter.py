@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from core.traffic import NUM_PROMPT_CLASSES, TrafficSummary, prompt_class
+from core.traffic import (
+    NUM_ANSWER_CLASSES,
+    NUM_PROMPT_CLASSES,
+    TrafficSummary,
+    answer_class,
+    prompt_class,
+)
 
 
 class TrafficCounter:
     """One a router; its methods cost a few additions each.
 
-    Every request: :meth:`arrived`, then :meth:`placed` each time it is sent to a worker for the first time,
-    :meth:`answered`, :meth:`tokens` for what its client gets, and exactly one end.
+    Every request: :meth:`arrived`, :meth:`placed` when it is first sent to a worker, :meth:`tokens` for what
+    its client gets, and exactly one end: finished, refused or failed, or none if its client went away.
     """
 
     def __init__(self, router_id: str) -> None:
@@ -18,7 +24,10 @@ class TrafficCounter:
         self._prompt_tokens = [0] * NUM_PROMPT_CLASSES
         self._placed_tokens = [0] * NUM_PROMPT_CLASSES
         self._cached_tokens = [0] * NUM_PROMPT_CLASSES
-        self._num_answered = self._num_finished = self._output_tokens = 0
+        self._num_reached = [0] * NUM_ANSWER_CLASSES
+        self._num_ended = [0] * NUM_ANSWER_CLASSES
+        self._ended_tokens = [0] * NUM_ANSWER_CLASSES
+        self._output_tokens = 0
         self._num_met = self._num_missed_ttft = self._num_missed_tpot = 0
         self._num_refused = self._num_failed = 0
 
@@ -34,17 +43,21 @@ class TrafficCounter:
         self._placed_tokens[index] += prompt_tokens
         self._cached_tokens[index] += min(cached_tokens, prompt_tokens)
 
-    def answered(self) -> None:
-        """A client got its first token; :meth:`tokens` counts it."""
-        self._num_answered += 1
-
-    def tokens(self, num_tokens: int) -> None:
-        """A client got tokens."""
+    def tokens(self, num_before: int, num_tokens: int) -> None:
+        """A client that had ``num_before`` tokens of its answer got ``num_tokens`` more."""
         self._output_tokens += num_tokens
+        before = answer_class(num_before) if num_before else -1
+        reached = answer_class(num_before + num_tokens)
+        if reached != before:  # most tokens stay in their class
+            for index in range(before + 1, reached + 1):
+                self._num_reached[index] += 1
 
-    def finished(self, *, ttft_met: bool, tpot_met: bool) -> None:
+    def finished(self, num_tokens: int, *, ttft_met: bool, tpot_met: bool) -> None:
         """A client got its whole answer. Missing both targets counts as missing TTFT."""
-        self._num_finished += 1
+        if num_tokens:
+            index = answer_class(num_tokens)
+            self._num_ended[index] += 1
+            self._ended_tokens[index] += num_tokens
         if not ttft_met:
             self._num_missed_ttft += 1
         elif not tpot_met:
@@ -68,8 +81,9 @@ class TrafficCounter:
             prompt_tokens=tuple(self._prompt_tokens),
             placed_tokens=tuple(self._placed_tokens),
             cached_tokens=tuple(self._cached_tokens),
-            num_answered=self._num_answered,
-            num_finished=self._num_finished,
+            num_reached=tuple(self._num_reached),
+            num_ended=tuple(self._num_ended),
+            ended_tokens=tuple(self._ended_tokens),
             output_tokens=self._output_tokens,
             num_met=self._num_met,
             num_missed_ttft=self._num_missed_ttft,

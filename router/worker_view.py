@@ -114,6 +114,8 @@ class WorkerView:
         self._prefills[request_id] = prompt_tokens, predicted_s
         self._own_prefill_tokens += prompt_tokens
         self._prefill_queue.sent(self._clock.now_s(), predicted_s)
+        if self._load.num_decoding:
+            self._note_local_prefill(predicted_s)
         self._sent_requests += 1
         self._candidate = None
 
@@ -138,8 +140,7 @@ class WorkerView:
         """
         self._sent_requests += 1
         self._sent_kv_tokens += kv_tokens
-        self._local_prefill_s = self._recent_local_prefill_s() + local_prefill_s
-        self._local_prefill_at_s = self._clock.now_s()
+        self._note_local_prefill(local_prefill_s)
         self._candidate = None
 
     def decode_expected(self, request_id: str, kv_tokens: int, in_s: float | None = None) -> None:
@@ -161,8 +162,13 @@ class WorkerView:
             self._expected_kv_tokens -= kv_tokens
             self._candidate = None
 
+    def _note_local_prefill(self, seconds: float) -> None:
+        """The worker's answers will stand still for so long."""
+        self._local_prefill_s = self._recent_local_prefill_s() + seconds
+        self._local_prefill_at_s = self._clock.now_s()
+
     def _recent_local_prefill_s(self) -> float:
-        """Seconds of local prefills, older ones weighing less."""
+        """Seconds of prompts computed between steps of answers, older ones weighing less."""
         if not self._local_prefill_s:
             return 0.0
         age_s = self._clock.now_s() - self._local_prefill_at_s
@@ -177,6 +183,7 @@ class WorkerView:
                 revision=report.revision,
                 role=report.role,
                 node_id=report.node_id,
+                num_decoding=load.num_decoding,
                 num_requests=load.num_running + load.num_waiting + self._sent_requests + len(self._expected),
                 waiting_prefill_tokens=max(load.waiting_prefill_tokens, self._own_prefill_tokens),
                 prefill_free_at_s=self._prefill_queue.free_at_s(now_s),

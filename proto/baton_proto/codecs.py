@@ -28,6 +28,7 @@ def unpack_tokens(data: bytes) -> list[int]:
 def load_to_proto(load: WorkerLoad) -> worker_pb2.Load:
     return worker_pb2.Load(
         num_running=load.num_running,
+        num_decoding=load.num_decoding,
         num_waiting=load.num_waiting,
         waiting_prefill_tokens=load.waiting_prefill_tokens,
         kv_used_blocks=load.kv_used_blocks,
@@ -38,6 +39,7 @@ def load_to_proto(load: WorkerLoad) -> worker_pb2.Load:
 def load_from_proto(message: worker_pb2.Load) -> WorkerLoad:
     return WorkerLoad(
         num_running=message.num_running,
+        num_decoding=message.num_decoding,
         num_waiting=message.num_waiting,
         waiting_prefill_tokens=message.waiting_prefill_tokens,
         kv_used_blocks=message.kv_used_blocks,

@@ -39,18 +39,20 @@ class EngineRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., sampling_params: _Optional[bytes] = ..., options: _Optional[bytes] = ..., priority: _Optional[int] = ..., trace_headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "waiting_prefill_tokens", "kv_used_blocks", "num_pinned")
+    __slots__ = ("num_running", "num_waiting", "waiting_prefill_tokens", "kv_used_blocks", "num_pinned", "num_decoding")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_PINNED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DECODING_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     waiting_prefill_tokens: int
     kv_used_blocks: int
     num_pinned: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_used_blocks: _Optional[int] = ..., num_pinned: _Optional[int] = ...) -> None: ...
+    num_decoding: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_used_blocks: _Optional[int] = ..., num_pinned: _Optional[int] = ..., num_decoding: _Optional[int] = ...) -> None: ...
 
 class LogprobRows(_message.Message):
     __slots__ = ("width", "token_ids", "logprobs", "ranks")

@@ -1,0 +1,114 @@
+"""Which split to move to: the one that serves most from here, its price paid, if that is worth a move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.decision import Alternative
+from planner.moves import Moves, cheapest_moves
+from planner.observation import ObservedWorker
+from planner.prediction import Prediction
+from planner.split import PlannedSplit
+
+HORIZON_S = 30.0
+"""How long the load is taken to stay as it is: what a move gains is counted over this time."""
+MIN_GAIN = 0.02
+"""Share of the requests that a move must gain over the horizon..."""
+CLEAR_GAIN = 0.15
+"""...and that makes one look enough; less is confirmed by a second look."""
+_NUM_ALTERNATIVES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A split, what it promises and what it costs."""
+
+    split: PlannedSplit
+    prediction: Prediction
+    moves: Moves
+    net_requests: float
+    """Requests in time over the horizon, less those that the moves cost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What to do about the roles."""
+
+    present: Option
+    chosen: Option
+    """``present`` if nothing changes."""
+    reason: str
+    ranked: tuple[Option, ...]
+    """The best few, and the present one."""
+
+    def alternatives(self, gpus_per_worker: Mapping[str, float]) -> tuple[Alternative, ...]:
+        """For the record."""
+        return tuple(
+            Alternative(
+                split=option.split.label,
+                num_gpus=option.split.num_gpus(gpus_per_worker),
+                attainment=option.prediction.attainment,
+                score=option.net_requests / HORIZON_S,
+            )
+            for option in self.ranked
+        )
+
+
+class RoleChooser:
+    """Remembers what the last look leaned to."""
+
+    def __init__(self) -> None:
+        self._leaning: PlannedSplit | None = None
+        """What the last look would have moved to, had it been clearer."""
+
+    def forget(self) -> None:
+        """Looks that come are not confirmed by those that were."""
+        self._leaning = None
+
+    def choose(
+        self,
+        workers: Sequence[ObservedWorker],
+        splits: Sequence[PlannedSplit],
+        predictions: Sequence[Prediction],
+        rate_rps: float,
+    ) -> Choice:
+        """
+        Args:
+            splits: to choose from, the present one first.
+            predictions: one a split.
+        """
+        requests = rate_rps * HORIZON_S
+        options = []
+        for split, prediction in zip(splits, predictions, strict=True):
+            moves = cheapest_moves(workers, split)
+            net_requests = prediction.attainment * requests - moves.cost_requests
+            options.append(Option(split, prediction, moves, net_requests))
+        present = options[0]
+        ranked = sorted(options, key=lambda option: option.net_requests, reverse=True)
+        best = present if ranked[0].net_requests <= present.net_requests else ranked[0]
+        gain = (best.net_requests - present.net_requests) / max(requests, 1e-9)
+        chosen, reason = self._judge(present, best, gain)
+        shown = ranked[:_NUM_ALTERNATIVES]
+        if present not in shown:
+            shown.append(present)
+        return Choice(present=present, chosen=chosen, reason=reason, ranked=tuple(shown))
+
+    def _judge(self, present: Option, best: Option, gain: float) -> tuple[Option, str]:
+        leaning, self._leaning = self._leaning, None
+        if best is present:
+            return present, "the split is the best there is"
+        text = f"{best.split.label} would gain {gain:.1%} of the requests"
+        if gain < MIN_GAIN:
+            return present, f"{text}, less than a move is worth"
+        if gain < CLEAR_GAIN and not _same_direction(leaning, best.split, present.split):
+            self._leaning = best.split
+            return present, f"{text}, if the next look agrees"
+        return best, text
+
+
+def _same_direction(leaning: PlannedSplit | None, best: PlannedSplit, present: PlannedSplit) -> bool:
+    """Whether two looks want more of the same role."""
+    if leaning is None:
+        return False
+    return (leaning.num_prefill - present.num_prefill) * (best.num_prefill - present.num_prefill) > 0
