@@ -18,6 +18,7 @@ from deploy.cli_simulate import (
     TraceOption,
     TtftOption,
     check_outputs,
+    simulation_progress,
     write_text,
 )
 
@@ -54,6 +55,13 @@ def plan(
     busiest_minutes: Annotated[
         float | None, typer.Option("--busiest-minutes", help="Plan for this long a busiest stretch only.")
     ] = None,
+    planner: Annotated[
+        bool, typer.Option("--planner", help="Simulate the planner, too, on the same GPUs.")
+    ] = False,
+    min_gpus: Annotated[
+        int | None,
+        typer.Option("--min-gpus", min=1, help="With --planner: it may give GPUs back down to so many."),
+    ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; default: all cores.")] = None,
     rate_scale: RateScaleOption = 1.0,
     start_s: StartOption = 0.0,
@@ -63,14 +71,19 @@ def plan(
     seed: SeedOption = 0,
 ) -> None:
     """Find the best static split of GPUs for a trace, and the GPUs that 90, 95 and 99% attainment need."""
+    from core.errors import ConfigError
     from deploy.cli_output import messages, output
+    from deploy.decision_tables import decisions_table, planner_table
     from deploy.plan_tables import plan_view
     from deploy.simulate_setup import DEFAULT_PROFILE, TraceOptions, load_trace, slo_of
+    from simulator.planning.planner_run import PlannerRun, run_planner
     from simulator.planning.static_plan import plan_static
     from simulator.profiles.files import find_profile
     from simulator.reports.summary import to_json
 
     check_outputs(json_file)
+    if min_gpus is not None and not planner:
+        raise ConfigError("--min-gpus goes with --planner: add it")
     either = profile or [DEFAULT_PROFILE]
     loaded = load_trace(
         TraceOptions(
@@ -96,9 +109,17 @@ def plan(
         seed=seed,
         on_progress=lambda line: messages().print(line, markup=False),
     )
+    run: PlannerRun | None = None
+    figures = found.to_dict()
+    if planner:
+        with simulation_progress(found.num_requests) as on_progress:
+            run = run_planner(loaded, found, min_gpus=min_gpus, seed=seed, on_progress=on_progress)
+        figures["planner"] = run.to_dict()
     if json_file is not None and str(json_file) == "-":
-        typer.echo(to_json(found.to_dict()), nl=False)
+        typer.echo(to_json(figures), nl=False)
         return
     if json_file is not None:
-        write_text(json_file, to_json(found.to_dict()))
+        write_text(json_file, to_json(figures))
     output().print(plan_view(found))
+    if run is not None:
+        output().print(planner_table(found, run), decisions_table(run.result))

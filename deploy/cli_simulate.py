@@ -96,6 +96,26 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    planner: Annotated[
+        bool | None,
+        typer.Option(
+            "--planner/--no-planner",
+            help="Whether the planner changes roles and counts; else as configured, or not.",
+            show_default=False,
+        ),
+    ] = None,
+    gpu_budget: Annotated[
+        float | None,
+        typer.Option("--gpu-budget", min=0, help="With --planner: GPUs it may use; it may add workers."),
+    ] = None,
+    min_workers: Annotated[
+        list[str] | None,
+        typer.Option("--min-workers", metavar="[SHAPE=]N", help="With --planner: fewest workers of a shape."),
+    ] = None,
+    max_workers: Annotated[
+        list[str] | None,
+        typer.Option("--max-workers", metavar="[SHAPE=]N", help="With --planner: most workers of a shape."),
+    ] = None,
     action: Annotated[
         list[str] | None,
         typer.Option("--action", metavar="ACTION", help="A fault or a change, such as '120 kill SHAPE-0'."),
@@ -104,12 +124,14 @@ def simulate(
         Path | None, typer.Option("--save-trace", help="Write the requests here (JSONL; .gz compresses).")
     ] = None,
     timing: Annotated[
-        bool, typer.Option("--timing", help="Add wall_s to the figures; without it one seed gives one file.")
+        bool,
+        typer.Option("--timing", help="Add what it took to simulate; without it one seed gives one file."),
     ] = False,
     seed: SeedOption = 0,
 ) -> None:
     """Simulate a trace: attainment, goodput and latencies, in seconds and without a GPU."""
     from deploy.cli_output import messages
+    from deploy.simulate_planner import PlannerOptions
     from deploy.simulate_setup import ClusterOptions, TraceOptions, set_up
     from simulator.action_text import action_from_text
     from simulator.reports.summary import summarize
@@ -138,6 +160,12 @@ def simulate(
             tpot_ms=tpot_ms,
             policy=policy,
             admission=admission,
+            planner=PlannerOptions(
+                enabled=planner,
+                gpu_budget=gpu_budget,
+                min_workers=min_workers or (),
+                max_workers=max_workers or (),
+            ),
         ),
     )
     if save_trace is not None:
@@ -155,6 +183,8 @@ def simulate(
     summary = summarize(result, setup.slo, settings=settings)
     if timing:
         summary["wall_s"] = result.wall_s
+        if result.decisions:
+            summary["planner_cpu_s"] = {"total": result.planner_cpu_s, "max": result.planner_cpu_max_s}
     if html_file is not None:
         started_s = time.perf_counter()
         from simulator.reports.report import render_report
@@ -168,6 +198,7 @@ def simulate(
 def show(result: SimulationResult, summary: dict[str, Any], json_file: Path | None) -> None:
     """Writes the figures, and prints them unless standard output is where they go."""
     from deploy.cli_output import messages, output
+    from deploy.decision_tables import decisions_table, planner_line
     from deploy.simulate_tables import latency_table, verdict
     from simulator.reports.summary import to_json
 
@@ -181,7 +212,10 @@ def show(result: SimulationResult, summary: dict[str, Any], json_file: Path | No
         return
     if json_file is not None:
         write_text(json_file, to_json(summary))
-    output().print(verdict(summary), latency_table(summary), wall, sep="\n")
+    parts = [verdict(summary), latency_table(summary), wall]
+    if result.decisions:
+        parts += [planner_line(summary), decisions_table(result)]
+    output().print(*parts, sep="\n")
 
 
 def check_outputs(*files: Path | None) -> None:

@@ -11,7 +11,10 @@ from core.errors import ConfigError
 from core.performance_profile import PerformanceProfile
 from core.types import Role
 from deploy.config import load_config
+from deploy.planner_settings import planner_settings
 from deploy.settings import admission_limits
+from deploy.simulate_planner import PlannerOptions, planner_record, simulated_planner
+from planner.settings import PlannerSettings
 from router.admission_limits import AdmissionLimits
 from router.policies import DEFAULT_POLICY, make_policy
 from simulator.profiles.files import find_profile
@@ -64,6 +67,7 @@ class ClusterOptions:
     tpot_ms: float | None = None
     policy: str | None = None
     admission: bool | None = None
+    planner: PlannerOptions = field(default_factory=PlannerOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +117,16 @@ def set_up(trace_options: TraceOptions, options: ClusterOptions) -> SimulationSe
     }
     policy: str = DEFAULT_POLICY
     limits: AdmissionLimits | None = None
+    configured: PlannerSettings | None = None
+    plans = bool(options.planner.enabled)
     if options.config_file is not None:
         config = load_config(options.config_file)
         cluster, slo = _configured(trace, options, config)
         settings["config"] = str(options.config_file)
         policy, limits = config.router.policy, admission_limits(config.router.admission)
+        configured = planner_settings(config, config.models[0], {})
+        if options.planner.enabled is None:
+            plans = config.planner.mode == "auto"
     else:
         cluster, slo = _built_in(trace, options)
     if options.admission is not None:
@@ -126,6 +135,12 @@ def set_up(trace_options: TraceOptions, options: ClusterOptions) -> SimulationSe
     make_policy(policy)
     slo = slo_of(options.ttft_ms, options.tpot_ms, slo)
     cluster = replace(cluster, ttft_slo_s=slo.ttft_s, tpot_slo_s=slo.tpot_s, admission=limits)
+    if plans:
+        planner = simulated_planner(cluster, slo, options.planner, configured)
+        cluster = replace(cluster, planner=planner)
+        settings["planner"] = planner_record(planner)
+    else:
+        options.planner.refuse_counts()
     settings["policy"] = policy
     settings["admission"] = limits is not None
     settings["profiles"] = {group.shape: group.profile_name for group in cluster.groups}
@@ -184,6 +199,7 @@ def _configured(trace: Trace, options: ClusterOptions, config: BatonConfig) -> t
         num_routers=_or(options.num_routers, config.router.replicas),
         max_ongoing_requests=config.router.max_ongoing_requests,
         heartbeat_s=config.registry.heartbeat_s,
+        missed_heartbeats=config.registry.missed_heartbeats,
         prefill_timeout_s=config.router.prefill_timeout_s,
         stall_timeout_s=config.router.stall_timeout_s,
     )

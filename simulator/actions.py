@@ -9,7 +9,7 @@ from core.types import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchRole:
-    """The registry gives the worker another role; its next heartbeat tells it."""
+    """The registry gives the worker another role, and tells it."""
 
     time_s: float
     worker_id: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from core.errors import ConfigError
 from core.types import Role, WorkerLoad
@@ -16,13 +17,23 @@ from simulator.actions import (
     Stall,
     SwitchRole,
 )
+from simulator.desired_roles import DesiredRoles
 from simulator.event_queue import EventQueue
 from simulator.pulls import KvPulls
 from simulator.recorder import Recorder
+from simulator.registry_view import RegistryView
 from simulator.result import ClusterEvent
 from simulator.router import SimulatedRouter
 from simulator.spec import ClusterSpec, WorkerGroup
 from simulator.worker import CacheChanges, SimulatedWorker
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    worker_id: str
+    group: WorkerGroup
+    role: Role | None
+    """None: what is lacking then."""
 
 
 class SimulatedCluster:
@@ -43,14 +54,17 @@ class SimulatedCluster:
         self.pulls = KvPulls(queue, recorder, spec.handoff_s)
         self.events: list[ClusterEvent] = []
         self.num_role_switches = 0
-        self.num_starting = 0
+        self.registry = RegistryView(spec.missed_heartbeats * spec.heartbeat_s)
+        self.roles = DesiredRoles(spec.groups)
         self._routers = routers
         self._caches_shared = caches_shared
         """Whether routers want to know what workers' prefix caches hold."""
         self._groups = {group.shape: group for group in spec.groups}
         self._workers: dict[str, SimulatedWorker] = {}
         self._gone: list[SimulatedWorker] = []
-        self._desired: dict[str, Role] = {}
+        self._starting: dict[str, _Start] = {}
+        self._asked: dict[str, int] = {}
+        """Workers by shape that Serve is about to be at."""
         self._beaten: dict[str, WorkerLoad] = {}
         self._num_made = dict.fromkeys(self._groups, 0)
         self._num_starts = 0
@@ -74,6 +88,11 @@ class SimulatedCluster:
         """Those that live."""
         return iter(self._workers.values())
 
+    @property
+    def num_starting(self) -> int:
+        """Workers that hold GPUs and do not serve yet."""
+        return len(self._starting)
+
     def gpu_seconds(self) -> float:
         """GPUs held up to now, by workers that serve or start."""
         self._take_gpus(0.0)
@@ -88,20 +107,23 @@ class SimulatedCluster:
     # -------------------------------------------------------------------------------- heartbeats
 
     def heartbeat(self) -> None:
-        """Every worker reports and does as it is told; every router gets the snapshot."""
+        """Every worker reports; every router gets the snapshot."""
         for worker in list(self._workers.values()):
-            if (role := self._desired.get(worker.worker_id, worker.role)) is not worker.role:
-                self._note("role_switch", worker.worker_id, f"{worker.role.value} to {role.value}")
-                self.num_role_switches += 1
-                worker.set_role(role)
             if worker.draining and worker.model.drained:
+                self.registry.leave(worker.worker_id)
                 self._leave(worker)
             elif worker.changed or worker.reported_change:
                 # A router that heard of a worker since the heartbeat before passes over one report.
                 worker.changed, worker.reported_change = False, worker.changed
-                report = worker.report()
-                for router in self._routers:
-                    router.on_report(report)
+                self._report(worker)
+            elif self.spec.planner is not None:
+                self.registry.on_load(self.queue.now_s, worker.worker_id, worker.load())
+
+    def _report(self, worker: SimulatedWorker) -> None:
+        report = worker.report()
+        self.registry.on_report(self.queue.now_s, report)
+        for router in self._routers:
+            router.on_report(report)
 
     def load_beat(self) -> None:
         """Routers hear of loads that have changed without an answer to them."""
@@ -113,6 +135,48 @@ class SimulatedCluster:
                     router.on_load(worker.worker_id, load)
 
     # ----------------------------------------------------------------------------------- actions
+
+    def assign_role(self, worker_id: str, role: Role) -> None:
+        """The registry gives a worker another role."""
+        self._act(self.queue.now_s, SwitchRole(time_s=self.queue.now_s, worker_id=worker_id, role=role))
+
+    def num_wanted(self, shape: str) -> int:
+        """Workers of a shape that have been asked for: those that serve or start, without those that go."""
+        if shape in self._asked:
+            return self._asked[shape]
+        return len(self._staying(shape)) + len(self._starts(shape))
+
+    def ask(self, shape: str, num_workers: int) -> None:
+        """Asks Serve for so many workers. It is not faster than the registry, so roles change first."""
+        if shape in self._groups:
+            self._asked[shape] = num_workers
+            self.queue.at(self.queue.now_s + self.spec.role_switch_s, self._scale, self._groups[shape])
+        else:
+            self._note("ignored", shape, "no such shape")
+
+    def _scale(self, now_s: float, group: WorkerGroup) -> None:
+        """As Serve does: down from the newest on, those first that have not started."""
+        shape = group.shape
+        num_workers = self._asked.pop(shape, None)
+        if num_workers is None:
+            return  # done together with what was asked for before
+        for _ in range(num_workers - self.num_wanted(shape)):
+            self._start(self._next_id(group), group, None)
+        for _ in range(self.num_wanted(shape) - num_workers):
+            if starts := self._starts(shape):
+                self._note("stop", starts[-1].worker_id, "before it had started")
+                del self._starting[starts[-1].worker_id]
+                self._take_gpus(-group.gpus_per_worker)
+            else:
+                newest = self._staying(shape)[-1]
+                self._act(now_s, RemoveWorker(time_s=now_s, worker_id=newest.worker_id))
+
+    def _staying(self, shape: str) -> list[SimulatedWorker]:
+        """Oldest first."""
+        return [w for w in self._workers.values() if w.group.shape == shape and not w.draining]
+
+    def _starts(self, shape: str) -> list[_Start]:
+        return [start for start in self._starting.values() if start.group.shape == shape]
 
     def schedule(self, actions: Sequence[Action]) -> None:
         """
@@ -141,20 +205,32 @@ class SimulatedCluster:
 
     def _switch_role(self, now_s: float, worker: SimulatedWorker, action: SwitchRole) -> None:
         if action.role in worker.group.allowed_roles:
-            self._desired[worker.worker_id] = action.role
+            self.roles.assign(worker, action.role)
+            self.queue.at(now_s + self.spec.role_switch_s, self._take_role, worker)
         else:
             self._note("ignored", worker.worker_id, f"may not take the role {action.role.value}")
+
+    def _take_role(self, now_s: float, worker: SimulatedWorker) -> None:
+        """The worker hears of its desired role, the last one if there were several."""
+        role = self.roles.of(worker)
+        if self._workers.get(worker.worker_id) is worker and role is not worker.role:
+            self._note("role_switch", worker.worker_id, f"{worker.role.value} to {role.value}")
+            self.num_role_switches += 1
+            worker.set_role(role)
+            self._report(worker)
 
     def _remove(self, now_s: float, worker: SimulatedWorker, action: RemoveWorker) -> None:
         self._note("stop", worker.worker_id)
         worker.set_draining()
+        self._report(worker)
 
     def _kill(self, now_s: float, worker: SimulatedWorker, action: Kill) -> None:
         self._note("kill", worker.worker_id)
+        role = self.roles.of(worker)
         self._leave(worker)
         worker.fail()
         if self.spec.restart and not worker.draining:
-            self._start(worker.worker_id, worker.group, worker.role)
+            self._start(worker.worker_id, worker.group, role)
 
     def _stall(self, now_s: float, worker: SimulatedWorker, action: Stall) -> None:
         self._note("stall", worker.worker_id, f"{action.duration_s:g} s")
@@ -188,15 +264,21 @@ class SimulatedCluster:
         self._num_made[group.shape] += 1
         return f"{group.shape}-{number}"
 
-    def _start(self, worker_id: str, group: WorkerGroup, role: Role) -> None:
+    def _start(self, worker_id: str, group: WorkerGroup, role: Role | None) -> None:
         self._take_gpus(group.gpus_per_worker)
-        self.num_starting += 1
-        self.queue.at(self.queue.now_s + group.startup_s, self._started, worker_id, group, role)
+        start = self._starting[worker_id] = _Start(worker_id, group, role)
+        self.queue.at(self.queue.now_s + group.startup_s, self._started, start)
 
-    def _started(self, now_s: float, worker_id: str, group: WorkerGroup, role: Role) -> None:
-        self.num_starting -= 1
-        self._note("start", worker_id, role.value)
-        self._join(worker_id, group, role)
+    def _started(self, now_s: float, start: _Start) -> None:
+        if self._starting.get(start.worker_id) is not start:
+            return  # not wanted any more
+        del self._starting[start.worker_id]
+        role = start.role
+        if role is None:
+            of_shape = [worker for worker in self._workers.values() if worker.group is start.group]
+            role = self.roles.lacking(start.group, of_shape)
+        self._note("start", start.worker_id, role.value)
+        self._join(start.worker_id, start.group, role)
 
     def _join(self, worker_id: str, group: WorkerGroup, role: Role) -> None:
         self._num_starts += 1
@@ -218,7 +300,7 @@ class SimulatedCluster:
     def _leave(self, worker: SimulatedWorker) -> None:
         del self._workers[worker.worker_id]
         self._gone.append(worker)
-        self._desired.pop(worker.worker_id, None)
+        self.roles.forget(worker.worker_id)
         self._take_gpus(-worker.group.gpus_per_worker)
         for router in self._routers:
             router.forget(worker.worker_id)

@@ -22,6 +22,16 @@ class Gate:
         """The virtual clock."""
         return self._queue.now_s
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests in line."""
+        return self._controller.num_waiting
+
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """...and their prompt tokens."""
+        return self._controller.waiting_prompt_tokens
+
     def offer(self, applicant: Applicant) -> Placement | None:
         """See :meth:`router.admission.AdmissionController.offer`."""
         placement = self._controller.offer(applicant)

@@ -179,6 +179,13 @@ class DecodeLeg:
         self._leave_batch()
         return self._num_tokens
 
+    def num_tokens_at(self, now_s: float) -> int:
+        """The same at this moment, also between the decode steps in flight."""
+        if self._decodes_since is None:
+            return self._num_tokens
+        assert self._worker is not None
+        return self._num_tokens + self._worker.num_steps_at(now_s) - self._decodes_since
+
     def _leave_batch(self) -> None:
         if self._decodes_since is not None:
             assert self._worker is not None

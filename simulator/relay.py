@@ -47,8 +47,10 @@ class Lap:
         "_decode_id",
         "_first_token_s",
         "_index",
+        "_leg",
         "_num_tokens",
         "_path",
+        "_placed",
         "_placing",
         "_prefilled",
         "_promise",
@@ -75,7 +77,10 @@ class Lap:
         self._prefilled: Prefilled | None = None
         self._first_token_s: float | None = None
         self._num_tokens = 0
-        """Tokens given by legs that have ended."""
+        """Tokens given by legs that have ended..."""
+        self._leg: DecodeLeg | None = None
+        """...and the one that gives more."""
+        self._placed = False
         self._started = False
         """The decode leg has given a token."""
 
@@ -83,7 +88,9 @@ class Lap:
         """The request reaches its router."""
         limit = self._cluster.spec.max_ongoing_requests
         self._router.num_ongoing += 1
+        self._router.traffic.arrived(self, self._request.prompt_tokens)
         if 0 < limit < self._router.num_ongoing:
+            self._router.traffic.counter.refused()
             self._give_up(now_s)
         else:
             self.queue.at(now_s + self._cluster.spec.router_s, self._start)
@@ -119,7 +126,10 @@ class Lap:
         """Admission control has turned it away."""
         if isinstance(error, Rejected):
             self._cluster.recorder.refused(self._index, error.reason)
-        self._give_up(self.queue.now_s)
+            self._router.traffic.counter.refused()
+            self._give_up(self.queue.now_s)
+        else:
+            self._fail(self.queue.now_s)
 
     # Prefill.
 
@@ -127,7 +137,7 @@ class Lap:
         try:
             worker_id = self._router.choose_prefill_only(self._placing.routing(now_s), self._tried)
         except NoWorkerAvailable:
-            self._give_up(now_s)
+            self._fail(now_s)
             return
         self._send_prefill(now_s, worker_id, keep_kv=False)
 
@@ -138,7 +148,7 @@ class Lap:
         try:
             decision = self._router.choose(self._placing.routing(now_s), self._tried)
         except NoWorkerAvailable:
-            self._give_up(now_s)
+            self._fail(now_s)
             return
         self._prefill_as_decided(now_s, decision)
 
@@ -156,6 +166,7 @@ class Lap:
     def _send_prefill(self, now_s: float, worker_id: str, *, keep_kv: bool) -> None:
         self._attempt += 1
         cached_tokens = self._placing.cached_tokens.get(worker_id, 0)
+        self._count_placed(cached_tokens)
         self._router.prefill_sent(
             worker_id, self._prefill_id(self._attempt), self._request.prompt_tokens, cached_tokens
         )
@@ -203,7 +214,7 @@ class Lap:
         if self._path is not Path.PREFILL_ONLY:
             self._prefill_remotely(now_s)
         elif len(self._tried) >= _MAX_ATTEMPTS:
-            self._give_up(now_s)
+            self._fail(now_s)
         else:
             self._prefill_only(now_s)
 
@@ -245,11 +256,12 @@ class Lap:
             try:
                 decision = self._router.choose(self._placing.routing(now_s), self._tried)
             except NoWorkerAvailable:
-                self._give_up(now_s)
+                self._fail(now_s)
                 return
             self._decode_id = decision.decode_worker
         prompt_tokens = self._request.prompt_tokens
         cached_tokens = self._placing.cached_tokens.get(self._decode_id, 0)
+        self._count_placed(cached_tokens)
         computed_tokens = prompt_tokens - cached_tokens if self._source is None else 0
         self._router.decode_sent(self._decode_id, prompt_tokens, computed_tokens, cached_tokens)
         self._attempt += 1
@@ -289,6 +301,7 @@ class Lap:
             self._give_up(now_s)
             return
         leg.watch(worker)
+        self._leg = leg
         self._source = None  # a handle is used once
         self.queue.at(now_s + self._cluster.spec.stall_timeout_s, self._decode_late, leg, worker)
 
@@ -317,9 +330,10 @@ class Lap:
         if attempt != self._attempt:
             return
         self._num_tokens += num_tokens
+        self._leg = None
         self._tried.append(worker_id)
         if self._started or len(self._tried) >= _MAX_ATTEMPTS:
-            self._give_up(now_s)
+            self._fail(now_s)
         else:
             self._send_decode(now_s)
 
@@ -373,16 +387,37 @@ class Lap:
 
     def _finish(self, now_s: float) -> None:
         self._router.num_ongoing -= 1
-        gate, num_gaps = self._router.gate, self._request.output_tokens - 1
-        if gate is not None and num_gaps:
-            assert self._first_token_s is not None
-            gate.finished((now_s - self._first_token_s) / num_gaps, self._placing.tpot_slo_s, num_gaps + 1)
+        gate, num_tokens, placing = self._router.gate, self._request.output_tokens, self._placing
+        assert self._first_token_s is not None
+        tpot_s = (now_s - self._first_token_s) / (num_tokens - 1) if num_tokens > 1 else 0.0
+        if gate is not None and num_tokens > 1:
+            gate.finished(tpot_s, placing.tpot_slo_s, num_tokens)
+        self._router.traffic.ended(self, num_tokens)
+        self._router.traffic.counter.finished(
+            num_tokens,
+            ttft_met=self._first_token_s - placing.arrival_s <= placing.ttft_slo_s,
+            tpot_met=tpot_s <= placing.tpot_slo_s,
+        )
         self._cluster.recorder.path(self._index, self._path)
         self._cluster.recorder.done(self._index, now_s)
+
+    def num_tokens_at(self, now_s: float) -> int:
+        """Tokens that the client has got."""
+        return self._num_tokens + (0 if self._leg is None else self._leg.num_tokens_at(now_s))
+
+    def _count_placed(self, cached_tokens: int) -> None:
+        if not self._placed:
+            self._placed = True
+            self._router.traffic.counter.placed(self._request.prompt_tokens, cached_tokens)
+
+    def _fail(self, now_s: float) -> None:
+        self._router.traffic.counter.failed()
+        self._give_up(now_s)
 
     def _give_up(self, now_s: float) -> None:
         self._placing.expect_no_decode()
         self._router.num_ongoing -= 1
+        self._router.traffic.ended(self, self._num_tokens)
         self._attempt += 1
         self._promise.end()
         self._release_source()

@@ -8,6 +8,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from planner.decision import PlanDecision
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -125,9 +127,15 @@ class SimulationResult:
     simulated_s: float
     """Virtual seconds from the first to the last event."""
     wall_s: float
-    """Seconds the simulation itself took: the only figure that differs between two runs of one seed."""
+    """Seconds the simulation itself took; differs between two runs of one seed."""
     extrapolated_share: float
     """Share of computing time in steps outside what the performance profile measured."""
     num_preemptions: int
     num_recomputed: int
     """Handoffs whose KV had to be computed again."""
+    decisions: tuple[PlanDecision, ...] = ()
+    """Every look of the planner; empty without one."""
+    planner_cpu_s: float = 0.0
+    """CPU seconds of all its looks, as ``wall_s`` not the same in two runs..."""
+    planner_cpu_max_s: float = 0.0
+    """...and of the longest one."""

@@ -16,6 +16,7 @@ from router.routing import Candidate, Decision, RoutingPolicy, RoutingRequest
 from router.worker_view import WorkerView
 from simulator.event_queue import EventQueue
 from simulator.gate import Gate
+from simulator.router_traffic import RouterTraffic
 from simulator.traces.trace import TraceRequest
 from simulator.worker import CacheChanges
 
@@ -38,7 +39,9 @@ class SimulatedRouter:
         step_times: StepTimes,
         gate: Gate | None = None,
         num_routers: int = 1,
+        router_id: str = "0",
     ) -> None:
+        self.traffic = RouterTraffic(router_id)
         self._num_routers = num_routers
         self.num_ongoing = 0
         """Requests in flight."""

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from core.step_times import StepTimes
+from planner.planner import Planner
 from router.policy import LeastLoadPolicy
 from router.routing import RoutingPolicy
 from simulator.actions import Action
 from simulator.cluster import SimulatedCluster
 from simulator.event_queue import EventQueue
 from simulator.gate import Gate
+from simulator.planner_loop import MakePlanner, PlannerLoop
 from simulator.recorder import Recorder
 from simulator.relay import Lap
 from simulator.result import SimulationResult
@@ -37,6 +39,7 @@ def simulate(
     actions: Sequence[Action] = (),
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    make_planner: MakePlanner = Planner,
 ) -> SimulationResult:
     """Simulates until every request has ended.
 
@@ -47,11 +50,12 @@ def simulate(
         actions: what else happens.
         seed: seeds the policies; the same seed gives the same result.
         on_progress: told now and then how many requests have ended, and of how many.
+        make_planner: what decides, if the cluster has a planner.
 
     Raises:
         core.errors.ConfigError: an action names something that is not there.
     """
-    return Simulation(trace, spec, make_policy, actions, seed, on_progress).run()
+    return Simulation(trace, spec, make_policy, actions, seed, on_progress, make_planner).run()
 
 
 @contextlib.contextmanager
@@ -77,6 +81,7 @@ class Simulation:
         actions: Sequence[Action],
         seed: int,
         on_progress: Callable[[int, int], None] | None,
+        make_planner: MakePlanner = Planner,
     ) -> None:
         self._trace = trace
         self._spec = spec
@@ -90,6 +95,7 @@ class Simulation:
                 StepTimes(spec.assumed_step_time),
                 None if spec.admission is None else Gate(spec.admission, self.queue),
                 spec.num_routers,
+                f"router-{n}",
             )
             for n in range(spec.num_routers)
         ]
@@ -101,6 +107,11 @@ class Simulation:
             caches_shared=any(request.block_hashes for request in trace.requests),
         )
         self.cluster.schedule(actions)
+        self.planner = (
+            None
+            if spec.planner is None
+            else PlannerLoop(spec, spec.planner, self.queue, self.cluster, self.routers, make_planner)
+        )
         self._timeline = TimelineRecorder()
         self._sample_s = max(trace.duration_s / _NUM_SAMPLES, _MIN_SAMPLE_S)
 
@@ -125,6 +136,9 @@ class Simulation:
             extrapolated_share=self.cluster.extrapolated_share(),
             num_preemptions=self._recorder.num_preemptions,
             num_recomputed=self._recorder.num_recomputed,
+            decisions=() if self.planner is None else tuple(self.planner.decisions),
+            planner_cpu_s=0.0 if self.planner is None else self.planner.cpu_s,
+            planner_cpu_max_s=0.0 if self.planner is None else self.planner.cpu_max_s,
         )
 
     def start(self) -> None:
@@ -135,6 +149,8 @@ class Simulation:
             self.queue.at(self._spec.heartbeat_s, self._heartbeat)
             if len(self.routers) > 1:  # a single one hears of all there is by the answers it gets
                 self.queue.at(self._spec.load_beat_s, self._load_beat)
+            if self.planner is not None:
+                self.planner.start()
 
     def settle(self, duration_s: float) -> None:
         """Runs on after the last request has ended: leases end, workers come back, timers go off."""

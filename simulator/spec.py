@@ -9,6 +9,7 @@ from core.errors import ConfigError
 from core.performance_model import KvLink, StepTime
 from core.types import Role
 from core.worker_events import WorkerModelConfig
+from planner.settings import PlannerSettings
 from router.admission_limits import AdmissionLimits
 
 
@@ -66,6 +67,12 @@ class ClusterSpec:
     stall_timeout_s: float = 120.0
     restart: bool = True
     """A worker that died comes back after its start-up time."""
+    role_switch_s: float = 0.1
+    """From the registry's giving a worker another role until the worker and all routers know."""
+    missed_heartbeats: int = 3
+    """A worker that died is present to the planner for this many heartbeats."""
+    planner: PlannerSettings | None = None
+    """None: roles and counts stay as they are."""
 
     @property
     def piece_tokens(self) -> int:

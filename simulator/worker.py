@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -253,6 +254,11 @@ class SimulatedWorker:
             leg.on_lost(self._queue.now_s)
 
     # ------------------------------------------------------------------------------------- views
+
+    def num_steps_at(self, now_s: float) -> int:
+        """Steps done at this moment, those among them that nobody has been told of yet."""
+        step = self.model.step
+        return self.num_steps + (0 if step is None else bisect_left(step.ends_s, now_s))
 
     def load(self) -> WorkerLoad:
         return self.model.load(self._queue.now_s)

@@ -10,8 +10,10 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from simulator.reports.decisions import moves
 from simulator.reports.drawing import (
     BLUE,
     GREEN,
@@ -19,6 +21,7 @@ from simulator.reports.drawing import (
     MAX_SAMPLES,
     ORANGE,
     PALE,
+    PURPLE,
     RED,
     SKY,
     STYLE,
@@ -193,8 +196,27 @@ def _workers(result: SimulationResult, time: TimeAxis) -> Plot:
         count_axis(axes)
         axes.set_axisbelow(False)
         time.dress(axes)
+        caption = "The split between the roles, stacked"
+        if at_s := [decision.at_s for decision in moves(result)]:
+            _mark_decisions(axes, time, at_s)
+            caption += "; marked: what the planner decided to change"
         legend(axes)
-        return Plot(title="Workers", caption="The split between the roles, stacked", svg=to_svg())
+        return Plot(title="Workers", caption=caption, svg=to_svg())
+
+
+def _mark_decisions(axes: Axes, time: TimeAxis, at_s: list[float]) -> None:
+    """Above the bars, where nothing else is drawn."""
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * 1.12)
+    places = sorted({round(each_s / time.end_s * MAX_SAMPLES) / MAX_SAMPLES for each_s in at_s})
+    axes.plot(
+        [place * time.end_s / time.unit_s for place in places],
+        [top * 1.06] * len(places),
+        "v",
+        color=PURPLE,
+        markersize=5,
+        label="decision",
+    )
 
 
 def _waiting_tokens(result: SimulationResult, time: TimeAxis) -> Plot:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from simulator.reports.decisions import alternatives_text, gains, moves, what_changed
 from simulator.reports.drawing import EVENT_STYLES, event_kind
 from simulator.reports.plots import draw_plots
 from simulator.result import SimulationResult, Slo
@@ -21,6 +22,7 @@ _COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 _EVENT_WORDS = {"role_switch": "role switch", "start": "worker start", "stop": "worker stop"}
 _NO_VALUE = "\u2013"
 _MAX_FAULTS_LISTED = 12
+_MAX_MOVES_LISTED = 40
 _NOTABLE_EXTRAPOLATED_SHARE = 0.05
 """Above this share of computing time outside the profile the reader is warned."""
 
@@ -62,6 +64,7 @@ def render_report(result: SimulationResult, summary: Mapping[str, Any], slo: Slo
         ],
         columns=_COLUMNS,
         faults=_faults(result),
+        planner=_planner(result, summary),
         settings={name: _setting(value) for name, value in summary["settings"].items()},
     )
 
@@ -130,6 +133,26 @@ def _faults(result: SimulationResult) -> dict[str, Any]:
         for event in faults[:_MAX_FAULTS_LISTED]
     ]
     return {"rows": rows, "num_more": len(faults) - len(rows)}
+
+
+def _planner(result: SimulationResult, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the planner decided; None if there was none."""
+    if not result.decisions:
+        return None
+    made = moves(result)
+    gained = gains(result.decisions)
+    rows = [
+        {
+            "time": _clock(decision.at_s),
+            "changes": what_changed(decision),
+            "split": decision.split,
+            "reason": decision.reason,
+            "gain": gained[decision.number],
+            "alternatives": alternatives_text(decision.alternatives),
+        }
+        for decision in made[:_MAX_MOVES_LISTED]
+    ]
+    return {**summary["planner"], "rows": rows, "num_more": len(made) - len(rows)}
 
 
 def _clock(time_s: float) -> str:

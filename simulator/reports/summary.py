@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import ConfigError
+from simulator.reports.decisions import planner_figures
 from simulator.result import Floats, Ints, Outcome, RequestTable, SimulationResult, Slo
 
 MINUTE_S = 60.0
@@ -81,6 +82,8 @@ def summarize(result: SimulationResult, slo: Slo, *, settings: Mapping[str, obje
         "simulated_s": float(result.simulated_s),
         "settings": {str(key): _plain(value, f"settings.{key}") for key, value in settings.items()},
     }
+    if result.decisions:
+        summary["planner"] = planner_figures(result)
     return summary | _admission(requests, met)
 
 
@@ -218,4 +221,6 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
     return value

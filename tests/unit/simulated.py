@@ -9,9 +9,11 @@ from typing import Any
 from core.performance_model import KvLink, LinearStepTime, PrefillChunk, StepTime
 from core.types import Role
 from core.worker_events import WorkerModelConfig
+from planner.planner import Planner
 from router.policy import LeastLoadPolicy
 from simulator.actions import Action
 from simulator.event_queue import EventQueue
+from simulator.planner_loop import MakePlanner
 from simulator.result import SimulationResult
 from simulator.simulation import Simulation
 from simulator.spec import ClusterSpec, WorkerGroup
@@ -84,8 +86,15 @@ class Computed(StepTime):
 class CheckedSimulation(Simulation):
     """Holds the laws of every worker against each of its moments."""
 
-    def __init__(self, what: Trace, spec: ClusterSpec, actions: Sequence[Action] = (), seed: int = 0) -> None:
-        super().__init__(what, spec, LeastLoadPolicy, actions, seed, None)
+    def __init__(
+        self,
+        what: Trace,
+        spec: ClusterSpec,
+        actions: Sequence[Action] = (),
+        seed: int = 0,
+        make_planner: MakePlanner = Planner,
+    ) -> None:
+        super().__init__(what, spec, LeastLoadPolicy, actions, seed, None, make_planner)
         self.num_events = 0
         checked = self
 

@@ -190,13 +190,13 @@ class TestCluster:
         paths = run(trace(*arrivals), cluster(0, 1), added).requests.path.tolist()
         assert paths == [Path.LOCAL] * 4 + [Path.REMOTE_EARLY] * 4
 
-    def test_a_role_switch_takes_effect_with_the_next_heartbeat(self) -> None:
-        arrivals = [(0.2, 100, 2), (0.8, 100, 2), (1.2, 100, 2)]
+    def test_a_role_switch_takes_effect_without_waiting_for_a_heartbeat(self) -> None:
+        arrivals = [(0.2, 100, 2), (0.58, 100, 2), (0.6, 100, 2)]  # a router takes 4 ms to decide
         switch = SwitchRole(time_s=0.5, worker_id="w-0", role=Role.PREFILL)
         result = run(trace(*arrivals), cluster(0, 2), switch)
         assert result.requests.path.tolist() == [Path.LOCAL, Path.LOCAL, Path.REMOTE_EARLY]
         assert result.num_role_switches == 1
-        assert [(event.kind, event.time_s) for event in result.events] == [("role_switch", 1.0)]
+        assert [(event.kind, event.time_s) for event in result.events] == [("role_switch", 0.6)]
 
     def test_a_switch_to_a_role_the_shape_may_not_take_is_ignored_and_noted(self) -> None:
         spec = ClusterSpec(groups=(group(0, 2, allowed_roles=frozenset({Role.DECODE})),))

@@ -258,7 +258,7 @@ class TestTransfers:
 
     def test_a_worker_does_not_pull_from_itself(self) -> None:
         # The prefill worker has become the only decode worker when the other one dies.
-        spec = cluster(1, 1, heartbeat_s=0.02)
+        spec = cluster(1, 1, heartbeat_s=0.02, role_switch_s=0.01)
         actions: Sequence[Action] = [
             SwitchRole(time_s=0.03, worker_id="w-0", role=Role.DECODE),
             Kill(time_s=0.05, worker_id="w-1"),
