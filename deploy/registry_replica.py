@@ -9,8 +9,10 @@ import uuid
 from dataclasses import replace
 
 from core.clock import MonotonicClock
+from core.traffic import TrafficSummary
 from core.types import DesiredState, Role, Snapshot, WorkerReport
 from deploy.node import node_host
+from planner.observation import Observation
 from planner.registry import Registry, RegistryConfig
 from telemetry.exporter import ScrapeTarget, http_sd, new_registry, start_exporter, worker_targets
 from telemetry.logs import configure_logging
@@ -18,7 +20,8 @@ from telemetry.registry_metrics import RegistryMetrics
 
 _ROUTER_TTL_S = 30.0
 _ROUTER_AWAY_S = 5.0
-"""A router asks every second."""
+"""A router asks at least once a second."""
+_PLANNER_TTL_S = 30.0
 
 
 class RegistryReplica:
@@ -30,19 +33,38 @@ class RegistryReplica:
         self._registry = Registry(config, MonotonicClock(), uuid.uuid4().hex)
         self._changed = asyncio.Condition()
         self._routers: dict[str, tuple[str, float]] = {}
+        self._planner = ("", 0.0)
+        """Its metrics address, and when it last asked."""
         registry = new_registry()
         self._metrics = RegistryMetrics(registry)
         self._seen: dict[str, WorkerReport] = {}
         self._counted_epoch = 0
         self._exporter = start_exporter(node_host(bind_host), registry)
 
-    async def heartbeat(self, report: WorkerReport) -> DesiredState:
-        """Takes a worker's report; the answer is what it should do."""
+    def reconfigure(self, split: dict[str, dict[str, int]]) -> None:
+        """Called by Ray Serve at the start, and when the configuration's counts have changed.
+
+        Args:
+            split: shape to number of workers by role.
+        """
+        self._registry.use_split(
+            {shape: {Role(role): count for role, count in roles.items()} for shape, roles in split.items()}
+        )
+
+    async def heartbeat(self, report: WorkerReport, wait_s: float = 0.0) -> DesiredState:
+        """Takes a worker's report; the answer is what it should do.
+
+        Args:
+            wait_s: how long the answer may wait for something to change.
+        """
         self._metrics.heartbeat(report.model)
         before = self._registry.epoch
-        desired = self._registry.heartbeat(report)
+        self._registry.heartbeat(report)
         await self._wake(before)
-        return desired
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s), self._changed:
+                await self._changed.wait_for(lambda: self._registry.is_to_change(report))
+        return self._registry.desired_state(report)
 
     async def leave(self, worker_id: str, incarnation: str) -> None:
         """A worker says goodbye: it need not be waited for."""
@@ -51,21 +73,42 @@ class RegistryReplica:
         await self._wake(before, left=worker_id)
 
     async def assign_role(self, worker_id: str, role: Role) -> None:
-        """Sets a worker's desired role; its next heartbeat tells it."""
+        """Sets a worker's desired role and tells it at once, by the answer to the heartbeat that is open.
+
+        Raises:
+            ValueError: no such worker, or its shape may not take the role.
+        """
         self._registry.assign_role(worker_id, role)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def observe(self, metrics_address: str) -> Observation:
+        """The cluster, for the planner.
+
+        Args:
+            metrics_address: the planner's.
+        """
+        self._planner = (metrics_address, time.monotonic())
+        return self._registry.observe()
 
     async def snapshot(
-        self, router_id: str, metrics_address: str, known: tuple[str, int] | None, wait_s: float
+        self,
+        traffic: TrafficSummary,
+        metrics_address: str,
+        known: tuple[str, int] | None,
+        wait_s: float,
     ) -> Snapshot | None:
         """The cluster, as soon as it is not the one the router knows, or after ``wait_s``.
 
         Args:
+            traffic: the router's, for the planner.
             known: (incarnation, epoch) of the router's last snapshot.
 
         Returns:
             None while the registry is rebuilding after a start.
         """
-        self._routers[router_id] = (metrics_address, time.monotonic())
+        self._registry.router_heard(traffic)
+        self._routers[traffic.router_id] = (metrics_address, time.monotonic())
         until_s = time.monotonic() + wait_s
         while True:
             snapshot = self._registry.snapshot()
@@ -91,6 +134,9 @@ class RegistryReplica:
             ScrapeTarget(address=address, labels={"process": "router"})
             for address in self._routers_since(_ROUTER_TTL_S)
         ]
+        planner_address, asked_at_s = self._planner
+        if planner_address and time.monotonic() - asked_at_s < _PLANNER_TTL_S:
+            targets.append(ScrapeTarget(address=planner_address, labels={"process": "planner"}))
         snapshot = self._registry.snapshot()
         if snapshot is not None:
             targets += worker_targets(snapshot)

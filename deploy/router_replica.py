@@ -13,12 +13,14 @@ from core.clock import MonotonicClock
 from core.errors import StartupError
 from core.step_times import StepTimes
 from core.table_step_time import TableStepTime
+from core.traffic import TrafficSummary
 from core.types import Snapshot
 from deploy.node import node_host
 from deploy.settings import RouterSettings
 from router.cluster_view import ClusterView
 from router.policies import make_policy
 from router.trace import TraceLog
+from router.traffic_counter import TrafficCounter
 from router.worker_link import WorkerLink
 from telemetry.exporter import new_registry, start_exporter
 from telemetry.logs import configure_logging, fields
@@ -27,7 +29,10 @@ from telemetry.slo import SloTargets
 
 logger = logging.getLogger(__name__)
 
-_LONG_POLL_S = 1.0
+_LONG_POLL_S = 0.5
+"""The planner hears of the traffic as often."""
+_ANSWER_TIMEOUT_S = 5.0
+_PEER_TIMEOUT_S = 1.0
 _RETRY_S = 0.2
 
 
@@ -38,14 +43,17 @@ class RouterReplica:
     Args:
         settings: the model's.
         registry: handle of the registry deployment.
+        planner: handle of the planner deployment; None if nobody plans.
         workers: handles of the worker deployments, so that one application holds them all; requests
             do not go through them.
     """
 
-    def __init__(self, settings: RouterSettings, registry: Any, *workers: Any) -> None:
+    def __init__(self, settings: RouterSettings, registry: Any, planner: Any, *workers: Any) -> None:
         self._settings = settings
         self._registry = registry
+        self._planner = planner
         self._router_id = uuid.uuid4().hex[:12]
+        self._traffic = TrafficCounter(self._router_id)
         configure_logging(f"router-{self._router_id}")
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -53,6 +61,7 @@ class RouterReplica:
         from router.admin_api import admin_routes
         from router.app import FrontDoor, build_openai_app, front_end_config, parse_front_end_args
         from router.engine_client import RelayEngineClient
+        from router.planner_api import planner_routes
         from router.relay import Relay, RelayConfig
         from router.tracker import RequestTracker
 
@@ -76,7 +85,7 @@ class RouterReplica:
             StepTimes(step_times.get),
         )
         traces = TraceLog()
-        relay = Relay(
+        self._relay = relay = Relay(
             self._view,
             make_policy(settings.policy),
             RelayConfig(
@@ -85,13 +94,15 @@ class RouterReplica:
             clock,
             limits=settings.admission,
             tpot_slo_s=settings.tpot_slo_s,
+            traffic=self._traffic,
         )
+        self._tracker = RequestTracker(self._metrics, traces, clock, self._traffic)
         self._metrics.queued.set_function(lambda: relay.num_waiting)
         self._client = RelayEngineClient(
             front_end_config(args),
             settings.model,
             relay,
-            RequestTracker(self._metrics, traces, clock),
+            self._tracker,
             clock,
             self._router_id,
             slo,
@@ -101,6 +112,7 @@ class RouterReplica:
         app.include_router(
             admin_routes(self._view, traces, self._registry.metrics_targets.remote, self._client.explain)
         )
+        app.include_router(planner_routes(self._ask_planner))
         self._watcher = asyncio.create_task(self._watch_cluster(), name="cluster watch")
         await self._wait_for_workers()
         logger.info("router ready", extra=fields(metrics=self._exporter.address))
@@ -132,12 +144,12 @@ class RouterReplica:
         try:
             snapshot = await asyncio.wait_for(
                 self._registry.snapshot.remote(
-                    self._router_id,
+                    self._summary(),
                     self._exporter.address,
                     (known.incarnation, known.epoch) if known else None,
                     _LONG_POLL_S,
                 ),
-                5 * _LONG_POLL_S,
+                _ANSWER_TIMEOUT_S,
             )
         except Exception as error:
             logger.warning("no snapshot from the registry", extra=fields(error=repr(error)))
@@ -149,16 +161,30 @@ class RouterReplica:
         if snapshot is not None:
             await self._take(snapshot)
 
+    def _summary(self) -> TrafficSummary:
+        return self._traffic.summary(
+            num_waiting=self._relay.num_waiting,
+            waiting_prompt_tokens=self._relay.waiting_prompt_tokens,
+            num_ongoing=self._tracker.num_ongoing,
+        )
+
     async def _take(self, snapshot: Snapshot) -> None:
         self._metrics.snapshot_received(snapshot)
         for member in self._view.update(snapshot):
             await member.close()
 
+    async def _ask_planner(self, last: int, number: int | None, moves: bool) -> dict[str, Any] | None:
+        """See :meth:`deploy.planner_replica.PlannerReplica.report`; None without a planner."""
+        if self._planner is None:
+            return None
+        answer = self._planner.report.remote(last, number, moves)
+        return dict(await asyncio.wait_for(answer, _ANSWER_TIMEOUT_S))
+
     async def _ask_a_peer(self) -> Snapshot | None:
         context = serve.get_replica_context()
         try:
             peers = serve.get_deployment_handle(context.deployment, context.app_name)
-            return await asyncio.wait_for(peers.snapshot.remote(), _LONG_POLL_S)
+            return await asyncio.wait_for(peers.snapshot.remote(), _PEER_TIMEOUT_S)
         except Exception as error:
             logger.info("no snapshot from a peer", extra=fields(error=repr(error)))
             return None

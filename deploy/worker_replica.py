@@ -145,16 +145,20 @@ class WorkerReplica:
     # Membership.
 
     async def _beat(self) -> None:
+        """The registry keeps a report for a period unless it wants something else, and answers then."""
         period_s = self._settings.heartbeat_s
         while True:
+            sent_at_s = time.monotonic()
             try:
                 desired = await asyncio.wait_for(
-                    self._registry.heartbeat.remote(self._report()), max(period_s, _MIN_CALL_S)
+                    self._registry.heartbeat.remote(self._report(), period_s),
+                    period_s + max(period_s, _MIN_CALL_S),
                 )
-                await self._apply(desired)
+                if self._apply(desired):
+                    continue
             except Exception as error:
                 logger.warning("no answer from the registry", extra=fields(error=repr(error)))
-            await asyncio.sleep(period_s)
+            await asyncio.sleep(max(0.0, period_s - (time.monotonic() - sent_at_s)))
 
     def _report(self) -> WorkerReport:
         settings, info, load = self._settings, self._engine.info, self._engine.load()
@@ -185,15 +189,21 @@ class WorkerReplica:
             steps=self._engine.take_steps(),
         )
 
-    async def _apply(self, desired: DesiredState) -> None:
-        if desired.role is not self._role or not self._role_assigned:
-            logger.info("role", extra=fields(role=desired.role.value))
-            self._role, self._role_assigned = desired.role, True
-            self._engine.take_steps()  # of the role it had
-            self._metrics.set_role(self._role)
-            await self._registry.heartbeat.remote(self._report())
+    def _apply(self, desired: DesiredState) -> bool:
+        """Takes the role it is told; what runs here goes on as it is.
+
+        Returns:
+            Whether there is something to report at once.
+        """
         if self._meeting is None or self._meeting.done():  # never in the heartbeat's way
             self._meeting = asyncio.create_task(self._meet(desired), name="meet peers")
+        if desired.role is self._role and self._role_assigned:
+            return False
+        logger.info("role", extra=fields(role=desired.role.value))
+        self._role, self._role_assigned = desired.role, True
+        self._engine.take_steps()  # of the role it had
+        self._metrics.set_role(self._role)
+        return True
 
     async def _meet(self, desired: DesiredState) -> None:
         """Connects to new peers, so that the first handoff does not wait for it; forgets those that left."""

@@ -2,8 +2,11 @@
 
 Level-triggered and without memory beyond the heartbeats: a restarted registry waits until every
 worker has had time to report, adopts the roles they report, and only then publishes. A worker that
-stops reporting drops out. A worker that was never given a role gets the one its shape's initial split
-lacks most.
+stops reporting drops out. A worker that was never given a role gets the one its shape's split lacks
+most: the initial split, as changed by the moves since.
+
+A role switch is a desired role that differs from the reported one. Every answer to a heartbeat says it
+again until a report agrees, so a lost answer, a worker's restart or a second move need nothing more.
 """
 
 from __future__ import annotations
@@ -12,9 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from core.clock import Clock
+from core.traffic import TrafficSummary
 from core.types import DesiredState, KvPeer, Role, Snapshot, WorkerReport
+from planner.observation import Observation, ObservedRouter, ObservedWorker
 
 _REBUILD_HEARTBEATS = 2
+_ROUTER_TTL_S = 60.0
+"""A router that has said nothing for so long is forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +41,14 @@ class _Member:
     desired_role: Role
 
 
+@dataclass(frozen=True, slots=True)
+class _Router:
+    traffic: TrafficSummary
+    heard_at_s: float
+
+
 class Registry:
-    """Membership of one cluster.
+    """Membership of one cluster, and what its routers have last said of their traffic.
 
     Args:
         incarnation: unique for each start of the registry.
@@ -47,6 +60,8 @@ class Registry:
         self._incarnation = incarnation
         self._started_at_s = clock.now_s()
         self._members: dict[str, _Member] = {}
+        self._routers: dict[str, _Router] = {}
+        self._split = {shape: dict(roles) for shape, roles in config.initial_split.items()}
         self._epoch = 0
         self._membership: tuple[object, ...] = ()
 
@@ -65,15 +80,58 @@ class Registry:
 
     def heartbeat(self, report: WorkerReport) -> DesiredState:
         """Takes a worker's report, says what it should do."""
-        member = self._members.get(report.worker_id)
-        if member is None or member.report.incarnation != report.incarnation:
+        now_s, member = self._clock.now_s(), self._members.get(report.worker_id)
+        if member is None:
             desired_role = report.role if report.role_assigned else self._missing_role(report)
-            member = _Member(report, self._clock.now_s(), desired_role)
-            self._members[report.worker_id] = member
+            self._members[report.worker_id] = _Member(report, now_s, desired_role)
         else:
-            member.report, member.seen_at_s = report, self._clock.now_s()
+            member.seen_at_s = now_s
+            overtaken = (
+                member.report.incarnation == report.incarnation and member.report.heartbeat > report.heartbeat
+            )
+            if not overtaken:
+                member.report = report
+            if member.desired_role not in report.allowed_roles:
+                member.desired_role = self._missing_role(report)
         self._refresh()
-        return DesiredState(role=member.desired_role, peers=self._peers_of(report))
+        return self.desired_state(report)
+
+    def desired_state(self, report: WorkerReport) -> DesiredState:
+        """What a worker should do, as of now; what it does already if it is not known any more."""
+        member = self._members.get(report.worker_id)
+        role = report.role if member is None else member.desired_role
+        return DesiredState(role=role, peers=self._peers_of(report))
+
+    def is_to_change(self, report: WorkerReport) -> bool:
+        """Whether a worker that reports this should do something else."""
+        member = self._members.get(report.worker_id)
+        return member is not None and not (report.role_assigned and report.role is member.desired_role)
+
+    def router_heard(self, traffic: TrafficSummary) -> None:
+        """Takes a router's summary."""
+        self._routers[traffic.router_id] = _Router(traffic, self._clock.now_s())
+
+    def observe(self) -> Observation:
+        """Everything the planner goes by, also while rebuilding."""
+        self._refresh()
+        now_s = self._clock.now_s()
+        for router_id in [key for key, r in self._routers.items() if now_s - r.heard_at_s > _ROUTER_TTL_S]:
+            del self._routers[router_id]
+        return Observation(
+            workers=tuple(
+                ObservedWorker(
+                    report=member.report,
+                    desired_role=member.desired_role,
+                    age_s=now_s - member.seen_at_s,
+                )
+                for member in self._members.values()
+            ),
+            routers=tuple(
+                ObservedRouter(traffic=router.traffic, age_s=now_s - router.heard_at_s)
+                for router in self._routers.values()
+            ),
+            rebuilding=self.rebuilding,
+        )
 
     def leave(self, worker_id: str, incarnation: str) -> None:
         """Forgets a worker that is going, unless a newer start has taken its place."""
@@ -83,7 +141,9 @@ class Registry:
             self._refresh()
 
     def assign_role(self, worker_id: str, role: Role) -> None:
-        """Makes ``role`` the worker's desired role; its next heartbeat tells it.
+        """Makes ``role`` the worker's desired role, which every heartbeat's answer tells it.
+
+        A worker that starts in its place later is meant for the same role.
 
         Raises:
             ValueError: no such worker, or its shape may not take the role.
@@ -93,7 +153,15 @@ class Registry:
             raise ValueError(f"no worker {worker_id!r} in the cluster")
         if role not in member.report.allowed_roles:
             raise ValueError(f"shape {member.report.shape!r} may not take the role {role.value!r}")
-        member.desired_role = role
+        if role is not member.desired_role:
+            split = self._split.setdefault(member.report.shape, {})
+            split[member.desired_role] = max(0, split.get(member.desired_role, 0) - 1)
+            split[role] = split.get(role, 0) + 1
+            member.desired_role = role
+
+    def use_split(self, split: Mapping[str, Mapping[Role, int]]) -> None:
+        """Goes by another initial split. Workers that have a role keep it."""
+        self._split = {shape: dict(roles) for shape, roles in split.items()}
 
     def snapshot(self) -> Snapshot | None:
         """The cluster now, or None while rebuilding after a start."""
@@ -120,7 +188,7 @@ class Registry:
             self._epoch += 1
 
     def _missing_role(self, report: WorkerReport) -> Role:
-        wanted = self._config.initial_split.get(report.shape, {})
+        wanted = self._split.get(report.shape, {})
         taken = [
             member.desired_role
             for worker_id, member in self._members.items()

@@ -19,12 +19,13 @@ from grafana_foundation_sdk.models import dashboard as model
 
 from deploy.grafana.cluster_rows import CONTROL, HANDOFF, WORKERS
 from deploy.grafana.panels import Panel, Query
+from deploy.grafana.planner_row import PLANNER
 from deploy.grafana.request_rows import LATENCY, OVERVIEW, TRAFFIC, WATERFALL
 
 JSON_PATH = Path(__file__).resolve().parent / "baton-slo.json"
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 PANEL_HEIGHT = 8
-ROWS = (OVERVIEW, LATENCY, TRAFFIC, WATERFALL, HANDOFF, WORKERS, CONTROL)
+ROWS = (OVERVIEW, LATENCY, TRAFFIC, WATERFALL, HANDOFF, WORKERS, CONTROL, PLANNER)
 
 
 def render() -> str:
