@@ -17,6 +17,8 @@ from benchmarks import (
     latency,
     machine,
     overload,
+    planner,
+    planner_plot,
     prefix_index,
     report,
     router_ceiling,
@@ -118,6 +120,16 @@ def overload_alone(quick: Quick = False) -> None:
     with _progress() as progress:
         runs = overload.measure(overload.QUICK_SHARE if quick else 1.0, progress)
     _finish("overload", {"runs": overload.as_json(runs)}, overload.tables(runs), quick)
+
+
+@app.command("planner")
+def planner_alone(quick: Quick = False) -> None:
+    """The planner against static splits and an oracle, in the simulator."""
+    with _progress() as progress:
+        results = planner.measure(planner.QUICK if quick else planner.FULL, progress)
+    if not quick and (shown := planner.shown(results)) is not None:
+        planner_plot.plot(shown, report.DOCUMENT.parent / "images" / "planner-phase-shift.png")
+    _finish("planner", planner.as_json(results), planner.tables(results), quick)
 
 
 @app.command("decision")

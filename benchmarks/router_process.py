@@ -22,6 +22,7 @@ from router.policy import LeastLoadPolicy
 from router.relay import Relay, RelayConfig
 from router.trace import TraceLog
 from router.tracker import RequestTracker
+from router.traffic_counter import TrafficCounter
 from router.worker_link import WorkerLink
 from telemetry.exporter import new_registry
 from telemetry.router_metrics import RouterMetrics
@@ -70,10 +71,16 @@ async def _application(arguments: argparse.Namespace) -> Any:
     workers += [_report(model, Role.DECODE, address) for address in arguments.decode]
     view.update(Snapshot(incarnation="static", epoch=1, workers=tuple(workers)))
     traces = TraceLog()
-    relay = Relay(view, LeastLoadPolicy(), RelayConfig(prefill_timeout_s=60.0, stall_timeout_s=60.0), clock)
-    client = RelayEngineClient(
-        front_end_config(args), model, relay, RequestTracker(metrics, traces, clock), clock, router_id, slo
+    traffic = TrafficCounter(router_id)
+    relay = Relay(
+        view,
+        LeastLoadPolicy(),
+        RelayConfig(prefill_timeout_s=60.0, stall_timeout_s=60.0),
+        clock,
+        traffic=traffic,
     )
+    tracker = RequestTracker(metrics, traces, clock, traffic)
+    client = RelayEngineClient(front_end_config(args), model, relay, tracker, clock, router_id, slo)
     app = await build_openai_app(client, args)
     app.include_router(admin_routes(view, traces, _no_targets, client.explain))
     async with asyncio.timeout(30):

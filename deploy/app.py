@@ -1,4 +1,4 @@
-"""The Serve application: registry, workers by shape, and the routers in front."""
+"""The Serve application: registry, planner, workers by shape, and the routers in front."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ import secrets
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from core.errors import ConfigError
 from core.types import Role
+from deploy.app_version import bind_versioned
 from deploy.config import load_config, parse_config
 from deploy.config_schema import BatonConfig, ModelConfig, ShapeConfig
 from deploy.environment import router_environment, worker_environment
+from deploy.planner_replica import PlannerReplica
+from deploy.planner_settings import planner_replica_settings
 from deploy.registry_replica import RegistryReplica
 from deploy.router_replica import RouterReplica
 from deploy.settings import (
     CLUSTER_KEY_VARIABLE,
+    COUNT_BOARD_NAME,
+    PLANNER_NAME,
     REGISTRY_NAME,
     ROUTER_NAME,
     SHUTDOWN_SLACK_S,
     bind_host,
     router_settings,
+    worker_deployment_name,
     worker_settings,
 )
 from deploy.worker_replica import WorkerReplica
 from kv_transfer.handle import MIN_KEY_BYTES
+from planner.count_board import AskedCount
 from planner.registry import RegistryConfig
 
 _INTERNAL_CALLS = 10_000
@@ -53,11 +61,15 @@ def build_application(config: BatonConfig) -> serve.Application:
     """One application with every deployment of the cluster in it."""
     (model,) = config.models
     cluster_key = _cluster_key()
-    registry = _deployment(RegistryReplica, REGISTRY_NAME, num_cpus=0.0).bind(
-        _registry_config(config, model), bind_host(config)
+    registry = bind_versioned(
+        _deployment(RegistryReplica, REGISTRY_NAME, num_cpus=0.0).options(user_config=_initial_split(model)),
+        _registry_config(config),
+        bind_host(config),
     )
     workers = [
-        _worker_deployment(config, shape).bind(worker_settings(config, model, shape, cluster_key), registry)
+        bind_versioned(
+            _worker_deployment(config, shape), worker_settings(config, model, shape, cluster_key), registry
+        )
         for shape in model.shapes
     ]
     router = serve.deployment(
@@ -75,7 +87,17 @@ def build_application(config: BatonConfig) -> serve.Application:
             "runtime_env": {"env_vars": dict(router_environment())},
         },
     )(RouterReplica)
-    return router.bind(router_settings(config, model), registry, *workers)
+    planner = _planner(config, model, registry)
+    return bind_versioned(router, router_settings(config, model), registry, planner, *workers)
+
+
+def _planner(
+    config: BatonConfig, model: ModelConfig, registry: serve.Application
+) -> serve.Application | None:
+    if config.planner.mode == "off":
+        return None
+    settings = planner_replica_settings(config, model, bind_host(config))
+    return bind_versioned(_deployment(PlannerReplica, PLANNER_NAME, num_cpus=0.0), settings, registry)
 
 
 def _worker_deployment(config: BatonConfig, shape: ShapeConfig) -> serve.Deployment:
@@ -87,9 +109,12 @@ def _worker_deployment(config: BatonConfig, shape: ShapeConfig) -> serve.Deploym
         resources = {"placement_group_bundles": [{"CPU": cpus, "GPU": gpus}]}
         resources["placement_group_strategy"] = "STRICT_PACK"
     actor |= {"num_cpus": cpus, "num_gpus": gpus}
+    if len(shape.counts) > 1:
+        resources["autoscaling_config"] = _asked_count(shape)
+    else:
+        resources["num_replicas"] = shape.count
     return serve.deployment(
-        name=f"Worker-{shape.name}",
-        num_replicas=shape.count,
+        name=worker_deployment_name(shape.name),
         max_ongoing_requests=_INTERNAL_CALLS,
         graceful_shutdown_timeout_s=config.drain_timeout_s + SHUTDOWN_SLACK_S,
         graceful_shutdown_wait_loop_s=0.1,
@@ -100,6 +125,19 @@ def _worker_deployment(config: BatonConfig, shape: ShapeConfig) -> serve.Deploym
         ray_actor_options=actor,
         **resources,
     )(WorkerReplica)
+
+
+def _asked_count(shape: ShapeConfig) -> AutoscalingConfig:
+    """As many replicas as the planner asks for, not as many as Serve would think right."""
+    policy = {"shape": shape.name, "board": COUNT_BOARD_NAME}
+    return AutoscalingConfig(
+        min_replicas=shape.counts[0],
+        initial_replicas=shape.count,
+        max_replicas=shape.counts[-1],
+        upscale_delay_s=0.0,
+        downscale_delay_s=0.0,
+        policy=AutoscalingPolicy(policy_function=AskedCount, policy_kwargs=policy),
+    )
 
 
 def _deployment(cls: type, name: str, *, num_cpus: float) -> serve.Deployment:
@@ -115,15 +153,18 @@ def _deployment(cls: type, name: str, *, num_cpus: float) -> serve.Deployment:
     )(cls)
 
 
-def _registry_config(config: BatonConfig, model: ModelConfig) -> RegistryConfig:
+def _registry_config(config: BatonConfig) -> RegistryConfig:
     return RegistryConfig(
-        heartbeat_s=config.registry.heartbeat_s,
-        missed_heartbeats=config.registry.missed_heartbeats,
-        initial_split={
-            shape.name: {Role.PREFILL: shape.initial.prefill, Role.DECODE: shape.initial.decode}
-            for shape in model.shapes
-        },
+        heartbeat_s=config.registry.heartbeat_s, missed_heartbeats=config.registry.missed_heartbeats
     )
+
+
+def _initial_split(model: ModelConfig) -> dict[str, dict[str, int]]:
+    """Serve gives it to a running registry too: other counts are no other registry."""
+    return {
+        shape.name: {Role.PREFILL.value: shape.initial.prefill, Role.DECODE.value: shape.initial.decode}
+        for shape in model.shapes
+    }
 
 
 def _cluster_key() -> bytes:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from core.errors import BatonError, ConfigError
 from deploy.cli_explain import explain
 from deploy.cli_plan import plan
+from deploy.cli_planner import planner_app
 from deploy.cli_profile import profile
 from deploy.cli_simulate import simulate
 from deploy.cli_targets import only_run, url_of
@@ -263,6 +264,9 @@ baton explain chatcmpl-9f2c...                        a request sent with the he
 
 baton explain --prompt "What is a baton?"             where this would go now, and why"""
 )(explain)
+
+
+app.add_typer(planner_app, name="planner")
 
 
 def _print_ready(url: str) -> None:

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,22 @@ import httpx
 from core.errors import StartupError
 from deploy import serve_app
 from deploy.config_checks import require_local_files
-from deploy.config_schema import BatonConfig
+from deploy.config_schema import BatonConfig, ShapeConfig
 from deploy.environment import ray_environment, serve_environment
 from deploy.ports import check_answers, check_port_free
 from deploy.processes import ProcessGuard
 from deploy.progress import Progress
-from deploy.settings import CLUSTER_KEY_VARIABLE, LOOPBACK, SHUTDOWN_SLACK_S
+from deploy.settings import (
+    CLUSTER_KEY_VARIABLE,
+    LOOPBACK,
+    PLANNER_NAME,
+    REGISTRY_NAME,
+    ROUTER_NAME,
+    SHUTDOWN_SLACK_S,
+    worker_deployment_name,
+)
 
 _POLL_S = 0.25
-_NUM_REGISTRIES = 1
 _DELETE_SLACK_S = 5.0
 _RAY_QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 
@@ -107,7 +115,6 @@ class Cluster:
         self._progress("starting Ray")
         self._run_dir = Path(tempfile.mkdtemp(prefix="baton-", dir="/tmp"))
         os.environ.update(ray_environment(self._config, self._run_dir))
-        os.environ.setdefault(CLUSTER_KEY_VARIABLE, secrets.token_hex(32))
         self._guard.watch()
         self._in_ray = True
         options: dict[str, Any] = _RAY_QUIET | {"log_to_driver": bool(os.environ.get("BATON_DRIVER_LOGS"))}
@@ -140,9 +147,11 @@ class Cluster:
 
     def _deploy(self) -> None:
         deadline_s = time.monotonic() + self._config.startup_timeout_s
+        # One for every deployment from here: another key would be another set of workers.
+        os.environ.setdefault(CLUSTER_KEY_VARIABLE, secrets.token_hex(32))
         serve_app.deploy(self._config)
-        num_replicas = self._num_workers() + self._config.router.replicas + _NUM_REGISTRIES
-        serve_app.wait_running(num_replicas, self._config.startup_timeout_s, self._progress)
+        timeout_s = self._config.startup_timeout_s
+        serve_app.wait_running(self._counts(), timeout_s, self._progress, ran_before=self._ready)
         self._progress("waiting for the pools")
         while not self._pools_complete():
             if time.monotonic() > deadline_s:
@@ -152,14 +161,29 @@ class Cluster:
             time.sleep(_POLL_S)
         self._ready = True
 
-    def _num_workers(self) -> int:
-        return sum(shape.count for model in self._config.models for shape in model.shapes)
+    def _counts(self) -> dict[str, range]:
+        """Replicas by deployment."""
+        fixed = {REGISTRY_NAME: 1, ROUTER_NAME: self._config.router.replicas}
+        if self._config.planner.mode != "off":
+            fixed[PLANNER_NAME] = 1
+        workers = {worker_deployment_name(shape.name): shape.counts for shape in self._shapes()}
+        return {name: range(count, count + 1) for name, count in fixed.items()} | workers
+
+    def _shapes(self) -> list[ShapeConfig]:
+        return [shape for model in self._config.models for shape in model.shapes]
 
     def _pools_complete(self) -> bool:
         with contextlib.suppress(StartupError):
             workers = fetch_status(self.url)["workers"]
-            return sum(worker["state"] == "ready" for worker in workers) == self._num_workers()
+            ready = Counter(worker["shape"] for worker in workers if worker["state"] == "ready")
+            return all(self._pool_complete(shape, ready[shape.name]) for shape in self._shapes())
         return False
+
+    def _pool_complete(self, shape: ShapeConfig, num_ready: int) -> bool:
+        if len(shape.counts) == 1:
+            return num_ready == shape.count
+        # The planner may have changed it already.
+        return num_ready >= min(shape.count, serve_app.num_running(worker_deployment_name(shape.name)))
 
     # End.
 

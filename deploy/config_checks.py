@@ -18,6 +18,7 @@ from deploy.config_engine_args import (
     vllm_engine_arg_names,
 )
 from deploy.config_messages import suggestion
+from deploy.planner_settings import planned_shape
 from simulator.profiles.files import find_profile
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def find_problems(config: BatonConfig) -> Iterator[str]:
     for index, model in enumerate(config.models):
         yield from _model_problems(f"models[{index}]", model, config.kv_transfer.buffer_device)
     yield from _router_problems(config.router, config.models)
+    yield from _planner_problems(config)
     for key, fix in CONNECTOR_PARAMS_SET_BY_BATON.items():
         if key in config.kv_transfer.backend_params:
             yield f"kv_transfer.backend_params.{key}: is refused: {fix}"
@@ -75,6 +77,7 @@ def _model_problems(key: str, model: ModelConfig, buffer_device: str) -> Iterato
         yield f"{key}.shapes: two shapes are named {name!r}; give each its own name"
     for index, shape in enumerate(model.shapes):
         yield from _shape_problems(f"{key}.shapes[{index}]", shape, buffer_device)
+        yield from _count_problems(f"{key}.shapes[{index}]", shape, model.shapes)
     if not any(shape.initial.decode for shape in model.shapes):
         yield f"{key}.shapes: no worker starts as a decode worker; set initial.decode of a shape"
     vllm_shapes = [shape for shape in model.shapes if shape.engine == "vllm"]
@@ -112,6 +115,21 @@ def _role_problems(key: str, shape: ShapeConfig) -> Iterator[str]:
     if sum(initial.values()) != shape.count:
         total = " + ".join(f"{role} {num_workers}" for role, num_workers in initial.items())
         yield f"{key}.initial: {total} is not {shape.count}, the count; make them equal"
+
+
+def _count_problems(key: str, shape: ShapeConfig, shapes: Sequence[ShapeConfig]) -> Iterator[str]:
+    if shape.min_count is not None and shape.min_count > shape.count:
+        yield f"{key}.min_count: is {shape.min_count}, more than the count, {shape.count}; lower it"
+    if shape.max_count is not None and shape.max_count < shape.count:
+        yield f"{key}.max_count: is {shape.max_count}, less than the count, {shape.count}; raise it"
+    others = (other for other in shapes if other is not shape)
+    if shape.min_count == 0 and not any(
+        Role.DECODE in other.roles and other.counts.start for other in others
+    ):
+        yield (
+            f"{key}.min_count: is 0, and no other shape that may decode always has a worker; "
+            "set it to 1, or the min_count of such a shape"
+        )
 
 
 def _mock_problems(key: str, shape: ShapeConfig) -> Iterator[str]:
@@ -155,6 +173,24 @@ def _router_problems(router: RouterConfig, models: Sequence[ModelConfig]) -> Ite
             yield f"router.vllm_args[{index}]: {option} is refused: {VLLM_ARGS_SET_BY_BATON[option]}"
         elif option.removeprefix("--").replace("-", "_") in engine_args:
             yield f"router.vllm_args[{index}]: {option} is in engine_args too, which hold here; remove it"
+
+
+def _planner_problems(config: BatonConfig) -> Iterator[str]:
+    planner, heartbeat_s = config.planner, config.registry.heartbeat_s
+    if planner.mode == "off":
+        return
+    if planner.stale_after_s < 2 * heartbeat_s:
+        yield (
+            f"planner.stale_after_s: is {planner.stale_after_s:g}, but workers speak every {heartbeat_s:g} s"
+            f" (registry.heartbeat_s); give it at least {2 * heartbeat_s:g}"
+        )
+    shapes = [planned_shape(shape) for model in config.models for shape in model.shapes]
+    least = sum(shape.min_workers * shape.gpus_per_worker for shape in shapes)
+    if planner.gpu_budget is not None and planner.gpu_budget < least:
+        yield (
+            f"planner.gpu_budget: is {planner.gpu_budget:g}, but the shapes hold at least {least:g};"
+            " raise it or lower their counts"
+        )
 
 
 def _duplicates(names: Iterable[str]) -> list[str]:

@@ -86,7 +86,11 @@ class ShapeConfig(_Section):
     name: Label
     """Unique within the model; part of deployment names and metric labels."""
     count: PositiveCount
-    """Workers of this shape."""
+    """Workers of this shape, at start and as long as the planner leaves it so."""
+    min_count: Count | None = None
+    """Fewest workers the planner may leave it. Null: `count`."""
+    max_count: PositiveCount | None = None
+    """Most workers the planner may ask for. Null: `count`."""
     roles: tuple[Role, ...] = (Role.PREFILL, Role.DECODE)
     """Roles its workers may take, now or after a role switch."""
     initial: InitialRoles
@@ -107,6 +111,13 @@ class ShapeConfig(_Section):
     profile: Name | None = None
     """Performance profile of its workers, a file or a packaged name: what the router predicts from and what
     `baton simulate` computes with. Without one the router learns how long steps take as it goes."""
+
+    @property
+    def counts(self) -> range:
+        """Every number of workers it may have."""
+        least = self.count if self.min_count is None else self.min_count
+        most = self.count if self.max_count is None else self.max_count
+        return range(least, most + 1)
 
 
 class ModelConfig(_Section):
@@ -197,10 +208,25 @@ class KvTransferConfig(_Section):
 
 
 class PlannerConfig(_Section):
-    """Who decides the workers' roles."""
+    """Who decides the workers' roles, and how many workers there are."""
 
-    mode: Literal["off"] = "off"
-    """`off` leaves every worker in its initial role."""
+    mode: Literal["off", "advise", "auto"] = "off"
+    """`off` leaves every worker in its initial role. `advise` decides, shows what it would do, and does
+    nothing. `auto` carries it out."""
+    interval_s: PositiveSeconds = 1.0
+    """Seconds between two decisions."""
+    stale_after_s: PositiveSeconds = 5.0
+    """What a worker or a router said longer ago is not gone by."""
+    gpu_budget: Annotated[float, Field(gt=0)] | None = None
+    """GPUs that the workers of all shapes may hold together; a CPU worker counts as one. Null is what the
+    shapes may have at most."""
+    attainment_target: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of requests within both targets, of those that could be, that is worth another GPU."""
+    spares: Count = 0
+    """Workers kept beyond what the load asks for."""
+    hold_s: Annotated[float, Field(ge=0)] | None = None
+    """Seconds for which fewer GPUs must have been enough before one is given back. Null is what a worker of the
+    shape takes to start."""
 
 
 class RegistryConfig(_Section):
@@ -233,7 +259,7 @@ class BatonConfig(_Section):
     kv_transfer: KvTransferConfig = KvTransferConfig()
     """How KV blocks travel."""
     planner: PlannerConfig = PlannerConfig()
-    """Who decides the roles."""
+    """Who decides the roles and the number of workers."""
     registry: RegistryConfig = RegistryConfig()
     """Membership."""
     ray: RayConfig = RayConfig()

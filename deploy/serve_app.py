@@ -6,7 +6,8 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from core.errors import StartupError
@@ -60,7 +61,9 @@ def deploy(config: BatonConfig) -> None:
     )
 
 
-def wait_running(num_replicas: int, timeout_s: float, progress: Progress) -> None:
+def wait_running(
+    counts: Mapping[str, range], timeout_s: float, progress: Progress, *, ran_before: bool = False
+) -> None:
     """Waits until every replica runs.
 
     Replicas that have been replaced or are too many finish their requests; nobody waits for them, which
@@ -68,7 +71,9 @@ def wait_running(num_replicas: int, timeout_s: float, progress: Progress) -> Non
     on after this returns.
 
     Args:
-        num_replicas: how many there are to be, of all deployments.
+        counts: how many there may be, by deployment. Where that is more than one number, those that cannot
+            start are not waited for either.
+        ran_before: the application is being changed; a replica that dies meanwhile is replaced, and waited for.
 
     Raises:
         StartupError: one cannot start, or time is over.
@@ -82,20 +87,29 @@ def wait_running(num_replicas: int, timeout_s: float, progress: Progress) -> Non
         if status is not None:
             if status.status == "RUNNING":
                 return
-            if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            if status.status == "DEPLOY_FAILED" or (status.status == "UNHEALTHY" and not ran_before):
                 raise StartupError(f"the application does not start\n{_why(status)}")
-            counts = [deployment.replica_states for deployment in status.deployments.values()]
-            now_running = sum(states.get("RUNNING", 0) for states in counts)
-            num_leaving = sum(states.get("STOPPING", 0) for states in counts)
-            num_all = sum(sum(states.values()) for states in counts)
-            if now_running == num_replicas == num_all - num_leaving and num_leaving:
+            replicas = {name: _replicas(status, name) for name in counts}
+            if any(each.num_leaving for each in replicas.values()) and all(
+                replicas[name].settled(counts[name]) for name in counts
+            ):
                 return
-            if num_running < now_running <= num_replicas:
+            now_running = sum(each.num_running for each in replicas.values())
+            num_wanted = sum(replicas[name].num_wanted(counts[name]) for name in counts)
+            if num_running < now_running <= num_wanted:
                 num_running = now_running
-                progress(f"{num_running} of {num_replicas} replicas run")
+                progress(f"{num_running} of {num_wanted} replicas run")
         if time.monotonic() > deadline_s:
             raise StartupError(f"not ready after startup_timeout_s={timeout_s:g}\n{_why(status)}")
         time.sleep(_POLL_S)
+
+
+def num_running(deployment: str) -> int:
+    """Replicas of one deployment that run."""
+    from ray import serve
+
+    status = serve.status().applications.get(APP_NAME)
+    return 0 if status is None else _replicas(status, deployment).num_running
 
 
 def delete(timeout_s: float) -> bool:
@@ -127,6 +141,28 @@ def hushed() -> Iterator[None]:
     """Ray reports, on standard output, that it stopped what it was told to stop."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Replicas:
+    """Of one deployment."""
+
+    num_running: int
+    num_starting: int
+    num_leaving: int
+
+    def settled(self, counts: range) -> bool:
+        return self.num_running in counts and (self.num_starting == 0 or len(counts) > 1)
+
+    def num_wanted(self, counts: range) -> int:
+        return counts[0] if len(counts) == 1 else self.num_running + self.num_starting
+
+
+def _replicas(status: Any, deployment: str) -> _Replicas:
+    overview = status.deployments.get(deployment)
+    states = {} if overview is None else overview.replica_states
+    num_running, num_leaving = states.get("RUNNING", 0), states.get("STOPPING", 0)
+    return _Replicas(num_running, sum(states.values()) - num_running - num_leaving, num_leaving)
 
 
 def _why(status: Any) -> str:

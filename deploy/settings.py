@@ -20,7 +20,10 @@ SHUTDOWN_SLACK_S = 15.0
 """What ending an engine may take after the drain."""
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 REGISTRY_NAME = "Registry"
+PLANNER_NAME = "Planner"
 ROUTER_NAME = "Router"
+COUNT_BOARD_NAME = f"{APP_NAME}-worker-counts"
+"""The actor through which worker counts reach Ray Serve."""
 CONNECTOR_CLASS = "BatonConnector"
 CONNECTOR_MODULE = "kv_transfer.connector"
 WORKER_EXTENSION = "kv_transfer.worker_extension.BatonWorkerExtension"
@@ -82,6 +85,11 @@ class RouterSettings:
     tpot_slo_s: float
     startup_timeout_s: float
     bind_host: str | None
+
+
+def worker_deployment_name(shape: str) -> str:
+    """The Serve deployment of a shape's workers."""
+    return f"Worker-{shape}"
 
 
 def worker_settings(

@@ -117,6 +117,7 @@ def _configuration(model_path: Path, adapter_path: Path) -> dict[str, Any]:
             # A full machine of two cores is late for everything; what is tested is that nothing is lost.
             "admission": {"early_rejection": False, "max_wait_s": 300.0},
         },
+        "planner": {"mode": "advise"},
         "kv_transfer": {"buffer_device": "cpu"},
         "startup_timeout_s": START_TIMEOUT_S,
         "drain_timeout_s": 5,

@@ -34,6 +34,7 @@ from router.policies import make_policy
 from router.relay import Relay, RelayConfig
 from router.relay_request import RelayRequest
 from router.trace import RequestTrace
+from router.traffic_counter import TrafficCounter
 from router.worker_link import WorkerLink
 from telemetry.worker_metrics import WorkerMetrics
 
@@ -176,7 +177,15 @@ class MockCluster:
             StepTimes(lambda shape: step_time),
         )
         config = RelayConfig(prefill_timeout_s=prefill_timeout_s, stall_timeout_s=stall_timeout_s)
-        self.relay = Relay(self.view, make_policy(policy, random_seed=0), config, clock, limits=limits)
+        self.traffic = TrafficCounter("router")
+        self.relay = Relay(
+            self.view,
+            make_policy(policy, random_seed=0),
+            config,
+            clock,
+            limits=limits,
+            traffic=self.traffic,
+        )
 
     def _on_pulled(self, params: KvParams) -> None:
         """A real puller tells the prefill engine over NIXL."""

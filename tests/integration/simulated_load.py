@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from core.request import Leg, Path
 from core.types import Role, Snapshot, WorkerLoad, WorkerReport
 from telemetry.exporter import ScrapeTarget, http_sd, new_registry, start_exporter, worker_targets
+from telemetry.planner_metrics import PlannerMetrics
 from telemetry.registry_metrics import RegistryMetrics
 from telemetry.router_metrics import RequestMetrics, RouterMetrics
 from telemetry.slo import Outcome, SloTargets
@@ -53,11 +54,11 @@ ENDINGS = (
 
 
 class SimulatedCluster:
-    """One router, a prefill and a decode worker, and a registry, each with its own endpoint."""
+    """One router, a prefill and a decode worker, a registry and a planner, each with its own endpoint."""
 
     def __init__(self) -> None:
-        registries = [new_registry() for _ in range(4)]
-        router, prefill, decode, registry = registries
+        registries = [new_registry() for _ in range(5)]
+        router, prefill, decode, registry, planner = registries
         self._router = RouterMetrics(router, slo_targets={MODEL: TARGETS})
         self._workers = {
             Role.PREFILL: _started_worker(prefill, "prefill-0", Role.PREFILL),
@@ -65,6 +66,7 @@ class SimulatedCluster:
         }
         self._registry = RegistryMetrics(registry)
         self._registry.set_publishing(True)
+        self._planner = PlannerMetrics(planner, model=MODEL, mode="auto")
         self._endings = cycle(ENDINGS)
         self._endpoints = [start_exporter(HOST, each) for each in registries]
         self._snapshot = Snapshot(
@@ -78,7 +80,7 @@ class SimulatedCluster:
 
     @property
     def addresses(self) -> list[str]:
-        """Endpoints of router, prefill worker, decode worker and registry."""
+        """Endpoints of router, prefill worker, decode worker, registry and planner."""
         return [endpoint.address for endpoint in self._endpoints]
 
     def service_discovery(self) -> bytes:
@@ -87,6 +89,7 @@ class SimulatedCluster:
             ScrapeTarget(address=self.addresses[0], labels={"process": "router", "node": "n1"}),
             *worker_targets(self._snapshot),
             ScrapeTarget(address=self.addresses[3], labels={"process": "registry", "node": "n1"}),
+            ScrapeTarget(address=self.addresses[4], labels={"process": "planner", "node": "n1"}),
         ]
         return json.dumps(http_sd(targets)).encode()
 
@@ -109,6 +112,21 @@ class SimulatedCluster:
         self._registry.snapshot_served()
         self._registry.role_switched(MODEL, Role.PREFILL, Role.DECODE)
         self._registry.worker_dropped(MODEL, "silent")
+        self._plan()
+
+    def _plan(self) -> None:
+        planner = self._planner
+        for role in Role:
+            planner.present.labels(role).set(1)
+            planner.wanted.labels(role).set(1)
+            planner.step_factor.labels("cpu", role, "decode").set(1.1)
+        planner.decisions.labels("move").inc()
+        planner.role_changes.labels(Role.PREFILL, Role.DECODE).inc()
+        planner.failures.labels("observe").inc()
+        planner.cpu.observe(0.01)
+        planner.set_attainment(current=0.8, chosen=0.95)
+        planner.set_inputs({"rate_rps": 3.0})
+        planner.observation_age.set(0.5)
 
     def stop(self) -> None:
         """Closes the endpoints."""

@@ -102,6 +102,7 @@ def test_service_discovery_finds_every_process(prometheus: Prometheus) -> None:
     prometheus.series("up == 1")
     targets = prometheus.get("/api/v1/targets", state="active")["activeTargets"]
     assert sorted(target["labels"]["process"] for target in targets) == [
+        "planner",
         "registry",
         "router",
         "worker",
@@ -113,7 +114,7 @@ def test_service_discovery_finds_every_process(prometheus: Prometheus) -> None:
 def test_every_rule_evaluates(prometheus: Prometheus) -> None:
     prometheus.series("model:baton_slo_misses:ratio_rate5m")
     rules = [rule for group in prometheus.get("/api/v1/rules")["groups"] for rule in group["rules"]]
-    assert len(rules) == 9
+    assert len(rules) == 10
     assert {rule["health"] for rule in rules} == {"ok"}
 
 

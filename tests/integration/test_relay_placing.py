@@ -158,3 +158,38 @@ async def test_a_decision_says_what_it_was_made_from(policy: str) -> None:
         assert explanation["decision"]["ttft_s"] == pytest.approx(
             chosen["queue_s"] + chosen["prefill_s"], 0.1
         )
+
+
+def told(cluster: MockCluster) -> tuple[int, int]:
+    """Prompt tokens that the planner hears have been sent, and those expected in caches."""
+    summary = cluster.traffic.summary(num_waiting=0, waiting_prompt_tokens=0, num_ongoing=0)
+    return sum(summary.placed_tokens), sum(summary.cached_tokens)
+
+
+async def test_the_planner_hears_what_was_sent_and_how_much_of_it_is_cached() -> None:
+    async with cluster_of(2, 1) as cluster:
+        await cluster.ask(prompt(1), 4)
+        assert told(cluster) == (LONG, 0)
+        await cluster.ask([*prompt(1), *range(500)], 4)
+        placed, cached = told(cluster)
+        assert placed == 2 * LONG + 500
+        assert LONG - 32 <= cached <= LONG
+
+
+async def test_the_planner_hears_of_a_request_once_however_often_it_is_sent() -> None:
+    async with MockCluster(2, 1, limits=None) as cluster:
+        cluster.of(Role.PREFILL)[0].engine.kill()
+        traces = [(await cluster.ask(prompt(n, 100), 4)).trace for n in range(4)]
+        assert any(trace.fallbacks for trace in traces)
+        assert told(cluster) == (400, 0)
+
+
+async def test_what_waits_is_told_in_prompt_tokens_and_not_as_sent() -> None:
+    async with cluster_of(1, 1) as cluster:
+        asking = [asyncio.create_task(cluster.ask(prompt(n), 2)) for n in range(4)]
+        await waiting(cluster, 3)
+        assert cluster.relay.waiting_prompt_tokens == 3 * LONG
+        assert told(cluster)[0] == LONG
+        await asyncio.gather(*asking)
+        assert cluster.relay.waiting_prompt_tokens == 0
+        assert told(cluster)[0] == 4 * LONG

@@ -136,7 +136,7 @@ def test_validate_lists_every_problem_and_nothing_else(config_file: Path) -> Non
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         f"error: {config_file}: router.prot: unknown key; did you mean port?",
-        f"{config_file}: planner.mode: only 'off' is supported, not 'magic'",
+        f"{config_file}: planner.mode: must be 'off', 'advise' or 'auto', not 'magic'",
     ]
 
 

@@ -206,9 +206,17 @@ WRONG_VALUES: dict[str, tuple[Edit, str]] = {
         lambda raw: shape(raw).update(engine_args=["--enforce-eager"]),
         "models[0].shapes[0].engine_args: must be a mapping, not a list",
     ),
-    "the planner can only be off": (
-        lambda raw: raw.update(planner={"mode": "auto"}),
-        "planner.mode: only 'off' is supported, not 'auto'",
+    "the planner has three modes": (
+        lambda raw: raw.update(planner={"mode": "on"}),
+        "planner.mode: must be 'off', 'advise' or 'auto', not 'on'",
+    ),
+    "the planner would go by what is always stale": (
+        lambda raw: raw.update(planner={"mode": "auto"}, registry={"heartbeat_s": 4.0}),
+        "planner.stale_after_s: is 5, but workers speak every 4 s (registry.heartbeat_s); give it at least 8",
+    ),
+    "the budget does not hold the workers there are": (
+        lambda raw: raw.update(planner={"mode": "advise", "gpu_budget": 1}),
+        "planner.gpu_budget: is 1, but the shapes hold at least 2; raise it or lower their counts",
     ),
     "a lease is in whole seconds": (
         lambda raw: raw["kv_transfer"].update(lease_s=0),
@@ -254,6 +262,26 @@ WRONG_COMBINATIONS: dict[str, tuple[Edit, str]] = {
     "initial roles are allowed roles": (
         lambda raw: shape(raw).update(roles=["decode"]),
         "models[0].shapes[0].initial.prefill: is 1, but roles lacks prefill; add it or set 0",
+    ),
+    "the least count is not above the count": (
+        lambda raw: shape(raw).update(min_count=3),
+        "models[0].shapes[0].min_count: is 3, more than the count, 2; lower it",
+    ),
+    "the least count is checked with a planner too": (
+        lambda raw: (shape(raw).update(min_count=3), raw.update(planner={"mode": "auto"})),
+        "models[0].shapes[0].min_count: is 3, more than the count, 2; lower it",
+    ),
+    "the greatest count is not below the count": (
+        lambda raw: shape(raw).update(max_count=1),
+        "models[0].shapes[0].max_count: is 1, less than the count, 2; raise it",
+    ),
+    "somebody who may decode is always there": (
+        lambda raw: (
+            shape(raw).update(min_count=0),
+            add_shape(raw, name="more", min_count=2, roles=["prefill"], initial={"prefill": 2}),
+        ),
+        "models[0].shapes[0].min_count: is 0, and no other shape that may decode always has a worker; "
+        "set it to 1, or the min_count of such a shape",
     ),
     "roles are not empty": (
         lambda raw: shape(raw).update(roles=[]),

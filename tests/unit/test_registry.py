@@ -1,4 +1,4 @@
-"""The registry: membership, roles, epochs, and what a restart may publish."""
+"""The registry: membership, roles, epochs, what a restart may publish, and what the planner sees."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from core.clock import ManualClock
+from core.traffic import TrafficSummary
 from core.types import Role, WorkerLoad, WorkerReport
 from planner.registry import Registry, RegistryConfig
 
@@ -60,6 +61,17 @@ def join(registry: Registry, worker_id: str) -> Role:
 def test_new_workers_fill_the_initial_split(registry: Registry) -> None:
     roles = [join(registry, str(n)) for n in range(3)]
     assert sorted(roles) == [Role.DECODE, Role.DECODE, Role.PREFILL]
+
+
+def test_another_split_is_for_those_who_come(registry: Registry) -> None:
+    for n in range(3):
+        join(registry, str(n))
+    registry.use_split({"s": {Role.PREFILL: 2, Role.DECODE: 2}})
+    assert join(registry, "3") is Role.PREFILL
+    assert (
+        sorted(report.role for report in registry.members().values())
+        == [Role.DECODE] * 2 + [Role.PREFILL] * 2
+    )
 
 
 def test_a_replacement_takes_the_role_of_the_one_that_died(registry: Registry, clock: ManualClock) -> None:
@@ -144,3 +156,140 @@ def test_peers_are_the_other_workers_of_the_same_model_and_revision(registry: Re
     registry.heartbeat(report("3", model="other"))
     registry.heartbeat(report("4", revision="next"))
     assert {peer.incarnation for peer in registry.heartbeat(report("1")).peers} == {"2-1"}
+
+
+# Role switches.
+
+
+def roles_of(registry: Registry) -> dict[str, tuple[Role, Role]]:
+    """What each worker says and what it should be."""
+    return {
+        worker.report.worker_id: (worker.report.role, worker.desired_role)
+        for worker in registry.observe().workers
+    }
+
+
+def test_a_switch_is_told_again_until_a_report_agrees(registry: Registry) -> None:
+    registry.heartbeat(old := report("1", role=Role.DECODE, role_assigned=True))
+    registry.assign_role("1", Role.PREFILL)
+    for _ in range(3):  # the answers are lost
+        assert registry.is_to_change(old)
+        assert registry.heartbeat(old).role is Role.PREFILL
+        assert roles_of(registry) == {"1": (Role.DECODE, Role.PREFILL)}
+    now = report("1", role=Role.PREFILL, role_assigned=True)
+    assert registry.heartbeat(now).role is Role.PREFILL
+    assert not registry.is_to_change(now)
+    assert roles_of(registry) == {"1": (Role.PREFILL, Role.PREFILL)}
+
+
+def test_of_two_moves_for_one_worker_the_last_one_holds(registry: Registry) -> None:
+    registry.heartbeat(report("1", role=Role.DECODE, role_assigned=True))
+    registry.assign_role("1", Role.PREFILL)
+    registry.assign_role("1", Role.DECODE)
+    assert not registry.is_to_change(report("1", role=Role.DECODE, role_assigned=True))
+    # It had heard of the first one already, and is told to go back.
+    assert registry.heartbeat(report("1", role=Role.PREFILL, role_assigned=True)).role is Role.DECODE
+
+
+def test_several_workers_switch_at_once_in_both_directions(registry: Registry) -> None:
+    before = {"1": Role.PREFILL, "2": Role.DECODE, "3": Role.DECODE}
+    for worker_id, role in before.items():
+        registry.heartbeat(report(worker_id, role=role, role_assigned=True))
+    after = {"1": Role.DECODE, "2": Role.PREFILL, "3": Role.PREFILL}
+    for worker_id, role in after.items():
+        registry.assign_role(worker_id, role)
+    for worker_id, role in before.items():
+        told = registry.heartbeat(report(worker_id, role=role, role_assigned=True)).role
+        registry.heartbeat(report(worker_id, role=told, role_assigned=True))
+    assert roles_of(registry) == {worker_id: (role, role) for worker_id, role in after.items()}
+
+
+@pytest.mark.parametrize("heard_of_it", [False, True])
+def test_a_registry_that_restarts_within_a_switch_adopts_what_the_worker_does(
+    clock: ManualClock, heard_of_it: bool
+) -> None:
+    before = Registry(CONFIG, clock, "r1")
+    before.heartbeat(report("1", role=Role.DECODE, role_assigned=True))
+    before.assign_role("1", Role.PREFILL)
+    role = Role.PREFILL if heard_of_it else Role.DECODE
+    after = Registry(CONFIG, clock, "r2")
+    assert after.heartbeat(report("1", role=role, role_assigned=True)).role is role
+    assert roles_of(after) == {"1": (role, role)}  # for the planner to move on from
+
+
+def test_who_replaces_a_worker_that_died_within_a_switch_takes_the_role_it_was_to_have(
+    registry: Registry, clock: ManualClock
+) -> None:
+    roles = {worker_id: join(registry, worker_id) for worker_id in "123"}
+    died = next(worker_id for worker_id, role in roles.items() if role is Role.DECODE)
+    registry.assign_role(died, Role.PREFILL)
+    clock.advance(3.5)
+    for worker_id in roles:
+        if worker_id != died:
+            registry.heartbeat(report(worker_id, role=roles[worker_id], role_assigned=True))
+    assert died not in roles_of(registry)
+    assert join(registry, "9") is Role.PREFILL
+    assert sorted(now for now, _ in roles_of(registry).values()) == [Role.DECODE, Role.PREFILL, Role.PREFILL]
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+def test_a_worker_that_restarts_within_a_switch_is_told_its_new_role(
+    registry: Registry, assigned: bool
+) -> None:
+    registry.heartbeat(report("1", role=Role.DECODE, role_assigned=True))
+    registry.assign_role("1", Role.PREFILL)
+    again = report("1", incarnation="1-2", role=Role.DECODE, role_assigned=assigned)
+    assert registry.heartbeat(again).role is Role.PREFILL
+
+
+def test_a_restart_that_may_not_take_the_desired_role_gets_one_it_may(registry: Registry) -> None:
+    registry.heartbeat(report("1", role=Role.DECODE, role_assigned=True))
+    registry.assign_role("1", Role.PREFILL)
+    again = report("1", incarnation="1-2", allowed_roles=frozenset({Role.DECODE}))
+    assert registry.heartbeat(again).role is Role.DECODE
+
+
+def test_a_report_that_was_overtaken_does_not_undo_the_later_one(registry: Registry) -> None:
+    registry.heartbeat(report("1", role=Role.PREFILL, role_assigned=True, heartbeat=8))
+    registry.heartbeat(report("1", role=Role.DECODE, role_assigned=True, heartbeat=7))
+    assert registry.snapshot().workers[0].role is Role.PREFILL
+
+
+def test_a_worker_without_a_role_is_always_to_change(registry: Registry) -> None:
+    registry.heartbeat(first := report("1"))
+    assert registry.is_to_change(first)
+
+
+# What the planner sees.
+
+
+def test_the_planner_sees_workers_and_routers_with_the_age_of_their_word(
+    registry: Registry, clock: ManualClock
+) -> None:
+    join(registry, "1")
+    registry.router_heard(TrafficSummary(router_id="a", num_waiting=3))
+    clock.advance(1.5)
+    registry.router_heard(TrafficSummary(router_id="b"))
+    seen = registry.observe()
+    assert [worker.age_s for worker in seen.workers] == [1.5]
+    assert {router.traffic.router_id: router.age_s for router in seen.routers} == {"a": 1.5, "b": 0.0}
+    registry.router_heard(TrafficSummary(router_id="a", num_waiting=4))
+    assert [router.traffic.num_waiting for router in registry.observe().routers] == [4, 0]
+
+
+def test_the_planner_does_not_see_who_is_gone(registry: Registry, clock: ManualClock) -> None:
+    join(registry, "1")
+    registry.router_heard(TrafficSummary(router_id="a"))
+    clock.advance(3.5)
+    assert registry.observe().workers == ()
+    clock.advance(60.0)
+    assert registry.observe().routers == ()
+
+
+def test_the_planner_knows_when_a_registry_has_just_started(clock: ManualClock) -> None:
+    registry = Registry(CONFIG, clock, "r2")
+    registry.heartbeat(report("1", role=Role.PREFILL, role_assigned=True))
+    assert registry.observe().rebuilding
+    assert len(registry.observe().workers) == 1
+    clock.advance(2.1)
+    assert not registry.observe().rebuilding
