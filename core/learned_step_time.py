@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -41,9 +42,9 @@ class LearnedStepTime(StepTime):
         return self._fitted is not None
 
     def observe_steps(self, steps: Sequence[StepObservation]) -> None:
-        """Learns from a few steps; times that are not positive say nothing and are ignored."""
+        """Learns from a few steps; times that are not positive and finite say nothing and are ignored."""
         for step in steps:
-            if step.seconds > 0:
+            if 0 < step.seconds < math.inf:
                 (self._with_prompts if step.prefills else self._without).append(step)
                 self._num_new += 1
         enough = min(len(self._with_prompts), len(self._without)) >= _ENOUGH_STEPS

@@ -61,6 +61,8 @@ class TrafficSummary:
     """...and all their tokens."""
     output_tokens: int = 0
     """Tokens that clients have got, those of answers that go on among them."""
+    kv_tokens: int = 0
+    """For each of those, the tokens in front of it, prompt and answer: what its step had to read."""
     num_met: int = 0
     """Requests that ended within both targets."""
     num_missed_ttft: int = 0

@@ -73,7 +73,7 @@ def wait_running(
     Args:
         counts: how many there may be, by deployment. Where that is more than one number, those that cannot
             start are not waited for either.
-        ran_before: the application is being changed; a replica that dies meanwhile is replaced, and waited for.
+        ran_before: the application is being changed; a replica that dies meanwhile is waited for again.
 
     Raises:
         StartupError: one cannot start, or time is over.

@@ -91,7 +91,9 @@ def decode_capacities(
     The batch is the largest whose steps, stretched by the prompts, keep the target and whose KV fits.
     """
     gaps = max(demand.output_tokens - 1.0, 1.0)
-    kv_tokens = demand.prompt_tokens + demand.output_tokens / 2
+    kv_tokens = demand.kv_tokens
+    if kv_tokens is None:
+        kv_tokens = demand.prompt_tokens + demand.output_tokens / 2
     handoff_s = HANDOFF_S + demand.prompt_tokens * kind.kv_bytes_per_token / LINK_BYTES_PER_S
     limit_s = TPOT_MARGIN * tpot_slo_s - handoff_s / gaps
     most = max(1, min(kind.max_num_seqs, int(kind.kv_capacity_tokens / max(kv_tokens, 1.0))))

@@ -24,6 +24,9 @@ class Demand:
     prompts: tuple[PromptKind, ...]
     output_tokens: float
     """Mean tokens of an answer."""
+    kv_tokens: float | None = None
+    """Mean tokens in front of an output token, prompt and answer; None: as if lengths of prompts and answers
+    had nothing to do with each other."""
     arrival_dispersion: float = 1.0
     """Variance of arrivals in a second over their mean: 1 for Poisson arrivals, more for bursts."""
 

@@ -60,12 +60,13 @@ def estimate(samples: Sequence[TrafficSample]) -> Estimate | None:
     index = min(widest_consistent(figures)[0] for figures in (rates, work, _mean_prompts(samples, starts)))
     first = starts[index]
     window = samples[first:]
-    output_tokens, answer_error = _answers(samples, starts)
+    output_tokens, answer_error, answer_start = _answers(samples, starts)
     return Estimate(
         demand=Demand(
             rate_rps=rates[index].value,
             prompts=_prompts(_enough(samples, first)),
             output_tokens=output_tokens,
+            kv_tokens=_kv_tokens(samples[answer_start:]),
             arrival_dispersion=min(max(dispersion, 1.0), _MAX_DISPERSION),
         ),
         rate_error=_share(rates[index]),
@@ -153,11 +154,16 @@ def _prompts(window: Sequence[TrafficSample]) -> tuple[PromptKind, ...]:
     return tuple(kinds)
 
 
-def _answers(samples: Sequence[TrafficSample], starts: Sequence[int]) -> tuple[float, float]:
-    """Mean tokens of an answer, and its standard error as a share."""
+def _kv_tokens(window: Sequence[TrafficSample]) -> float | None:
+    num_tokens = sum(sample.output_tokens for sample in window)
+    return sum(sample.kv_tokens for sample in window) / num_tokens if num_tokens else None
+
+
+def _answers(samples: Sequence[TrafficSample], starts: Sequence[int]) -> tuple[float, float, int]:
+    """Mean tokens of an answer, its standard error as a share, and the first sample that was used."""
     everything = np.sum([sample.answers for sample in samples], axis=0)
     if not everything[0].any():
-        return 1.0, 1.0
+        return 1.0, 1.0, 0
     prior = (everything[1] + _UNKNOWN_HAZARD) / (_left(everything) + 1.0)
     lengths = _class_lengths(everything)
     totals = np.cumsum([sample.answers for sample in reversed(samples)], axis=0)
@@ -165,13 +171,14 @@ def _answers(samples: Sequence[TrafficSample], starts: Sequence[int]) -> tuple[f
     for start in starts:
         answers = totals[len(samples) - start - 1]
         measured.append(_mean_answer(_left(answers), answers[1], prior, lengths))
-    _, best = widest_consistent(measured)
-    return best.value, _share(best)
+    index, best = widest_consistent(measured)
+    return best.value, _share(best), starts[index]
 
 
 def _left(answers: Ints) -> Ints:
     """Answers that left each class: those that ended in it and those that grew out of it."""
-    return answers[1] + np.append(answers[0][1:], 0)
+    left: Ints = answers[1] + np.append(answers[0][1:], 0)
+    return left
 
 
 def _mean_answer(left: Ints, ended: Ints, prior: Floats, lengths: Floats) -> Measured:
@@ -189,7 +196,8 @@ def _class_lengths(answers: Ints) -> Floats:
     """Mean tokens of the answers that ended in each class; the middle of those in which none did."""
     limits = np.array((*ANSWER_CLASS_LIMITS, 2 * ANSWER_CLASS_LIMITS[-1]), dtype=float)
     middles = 0.5 * (limits + np.concatenate(([0.0], limits[:-1])))
-    return np.divide(answers[2], answers[1], out=middles, where=answers[1] > 0)
+    lengths: Floats = np.divide(answers[2], answers[1], out=middles, where=answers[1] > 0)
+    return lengths
 
 
 def _share(measured: Measured) -> float:

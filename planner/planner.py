@@ -12,12 +12,14 @@ from dataclasses import replace
 
 from core.clock import Clock
 from core.step_times import StepTimes
+from core.types import Role
 from planner.candidates import role_splits
 from planner.capacity import WorkerKind
 from planner.decision import PlanDecision, Verdict
 from planner.estimate import Estimate, estimate
 from planner.forecast import short_term
 from planner.observation import Observation, ObservedRouter, ObservedWorker
+from planner.plausible import is_plausible, plausible_worker
 from planner.prediction import ClusterState, Predict, QueueingPredictor, Targets
 from planner.rate_forecast import RateForecaster
 from planner.roles import Choice, RoleChooser
@@ -68,9 +70,13 @@ class Planner:
         self._num_looks += 1
         now_s = self._clock.now_s()
         stale_after_s = self._settings.stale_after_s
-        routers = [router for router in observation.routers if 0.0 <= router.age_s <= stale_after_s]
+        routers = [
+            router
+            for router in observation.routers
+            if 0.0 <= router.age_s <= stale_after_s and is_plausible(router)
+        ]
         workers = [
-            worker
+            plausible_worker(worker)
             for worker in observation.workers
             if 0.0 <= worker.age_s <= stale_after_s
             and not worker.report.draining
@@ -92,8 +98,18 @@ class Planner:
             return self._blind(hold, "no worker is heard of")
         if not present.num_decode and (changes := with_decode(workers)):
             self._roles.forget()
-            reason = "nobody decodes"
-            return replace(hold, verdict=Verdict.MOVE, reason=reason, role_changes=changes)
+            roles = {change.worker_id: change.role for change in changes}
+            split = split_of(
+                ((w.report.shape, roles.get(w.report.worker_id, w.desired_role)) for w in workers),
+                self._shape_names,
+            )
+            return replace(
+                hold,
+                verdict=Verdict.MOVE,
+                reason="nobody decodes",
+                split=split.label,
+                role_changes=changes,
+            )
         if not routers:
             return self._blind(hold, "no router is heard of")
         kinds = self._kinds.kinds(shape.shape for shape in present.shapes if shape.num_workers)
@@ -106,8 +122,10 @@ class Planner:
             present = PlannedSplit(tuple(s for s in present.shapes if s.num_workers))
             forecast = short_term(load)
             splits = role_splits(self._settings.shapes, present)
-            predictions = self._predict(kinds, splits, forecast, _state(routers, workers))
-            choice = self._roles.choose(workers, splits, predictions, load.demand.rate_rps)
+            state = _state(routers, workers)
+            soon = self._predict(kinds, splits, forecast, state)
+            later = self._predict(kinds, splits, forecast, replace(state, num_decoding=None))
+            choice = self._roles.choose(workers, splits, soon, later, load.demand.rate_rps)
             decision = self._decision(hold, choice, load)
         if self._sizer.may_change:
             return self._with_counts(decision, now_s, workers, observation.wanted, kinds, load)
@@ -117,7 +135,8 @@ class Planner:
         self._traffic.observe(now_s, routers)
         if self._sizer.may_change and self._traffic.samples:
             last = self._traffic.samples[-1]
-            self._forecaster.observe(now_s, last.num_arrived, last.seconds)
+            if last.end_s == now_s:
+                self._forecaster.observe(now_s, last.num_arrived, last.seconds)
 
     def _decision(self, hold: PlanDecision, choice: Choice, load: Estimate) -> PlanDecision:
         gpus = {shape.name: shape.gpus_per_worker for shape in self._settings.shapes}
@@ -178,7 +197,12 @@ class Planner:
 def _state(routers: Sequence[ObservedRouter], workers: Sequence[ObservedWorker]) -> ClusterState:
     in_line = sum(router.traffic.waiting_prompt_tokens for router in routers)
     on_workers = sum(worker.report.load.waiting_prefill_tokens for worker in workers)
-    return ClusterState(waiting_prompt_tokens=float(in_line + on_workers))
+    decoding = [worker for worker in workers if worker.desired_role is Role.DECODE]
+    return ClusterState(
+        waiting_prompt_tokens=float(in_line + on_workers),
+        num_decoding=float(sum(worker.report.load.num_decoding for worker in decoding)),
+        num_decode_workers=len(decoding),
+    )
 
 
 def _inputs(load: Estimate, choice: Choice) -> dict[str, float]:

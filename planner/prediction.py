@@ -31,6 +31,8 @@ ANSWER_VARIATION = 2.0
 """ca2 + cs2 of answers: lengths are about exponential."""
 ANSWER_PATIENCE = 0.5
 """Share of the TTFT target for which a request can wait for a place in a batch."""
+HORIZON_S = 15.0
+"""How far ahead is looked: the load is taken to stay so long as it is forecast."""
 BACKLOG_S = 5.0
 """Seconds over which what waits already counts as load."""
 _TINY = 1e-9
@@ -50,6 +52,10 @@ class ClusterState:
 
     waiting_prompt_tokens: float = 0.0
     """Prompt tokens in routers' lines and workers' queues."""
+    num_decoding: float | None = None
+    """Answers that go on on decode workers; None: as many as the load brings in the long run..."""
+    num_decode_workers: int = 1
+    """...and on how many workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +105,7 @@ class QueueingPredictor:
             )
             for shape in shapes
         ]
-        pools = _Pools(self._targets, forecast, splits, list(kinds), prefill, decode)
+        pools = _Pools(self._targets, forecast, splits, list(kinds), prefill, decode, state)
         factors = np.array([(s.prefill_factor, s.decode_factor) for s in forecast.scenarios])
         weights = np.array([scenario.weight for scenario in forecast.scenarios])
         # Axes: split, scenario, share of decode workers' time spent on prompts.
@@ -132,6 +138,7 @@ class _Pools:
         shapes: Sequence[str],
         prefill: Sequence[PrefillCapacity],
         decode: Sequence[Sequence[DecodeCapacity]],
+        state: ClusterState,
     ) -> None:
         num_prefill = _counts(splits, shapes, "num_prefill")
         num_decode = _counts(splits, shapes, "num_decode")
@@ -153,6 +160,11 @@ class _Pools:
         rates = np.array([[c.num_slots / c.answer_s for c in capacities] for capacities in decode])
         self._slots = (num_decode @ slots)[:, None, :]
         self._answer_rps = (num_decode @ rates)[:, None, :]
+        self._num_decoding: Floats | None = None
+        """Answers that go on now on workers that will decode."""
+        if state.num_decoding is not None:
+            staying = np.minimum(num_decode.sum(1) / max(state.num_decode_workers, 1), 1.0)
+            self._num_decoding = (state.num_decoding * staying)[:, None, None]
 
     def use(self, rate_rps: float) -> tuple[Floats, Floats]:
         """Work over capacity of both roles, by split, without local prefill."""
@@ -186,6 +198,10 @@ class _Pools:
             self._answer_slack_s / np.maximum(service_s, _TINY),
             ANSWER_VARIATION,
         )
+        if self._num_decoding is not None:
+            lost = _lost_until_horizon(
+                lost, self._num_decoding, offered_rps * service_s, self._slots, service_s
+            )
         return np.where(self._answer_rps <= 0.0, 0.0, 1.0 - lost)
 
     def _late(self, offered_rps: Floats, servers: Floats, rate_rps: Floats) -> Floats:
@@ -198,6 +214,23 @@ class _Pools:
             self._variation,
         )
         return np.where(rate_rps <= 0.0, 1.0, lost @ self._prompt_shares)
+
+
+def _lost_until_horizon(
+    lost: Floats, num_now: Floats, num_later: Floats, slots: Floats, answer_s: Floats
+) -> Floats:
+    """Share of answers that find no place before the horizon, from the share in the long run.
+
+    The number of answers that go on tends from ``num_now`` to ``num_later`` within about an answer's time.
+    Where that is more than there are places, nothing is lost until they are full. Where there are more
+    answers than places now, nothing finds a place until enough have ended.
+    """
+    full = num_later > slots
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turns_s = answer_s * np.log((num_now - num_later) / (slots - num_later))
+    turns = np.where(full == (num_now < slots), np.nan_to_num(turns_s, nan=0.0, posinf=HORIZON_S), 0.0)
+    share = np.clip(turns / HORIZON_S, 0.0, 1.0)
+    return np.where(full, (1.0 - share) * lost, share + (1.0 - share) * lost)
 
 
 def _margin(share: float) -> float:

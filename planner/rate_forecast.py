@@ -68,6 +68,7 @@ class RateForecaster:
         start_s = now_s - seconds
         while now_s >= self._bin_end_s:  # what falls into a bin that ends is its share of the time
             share = (self._bin_end_s - start_s) / seconds if seconds > 0 else 1.0
+            share = min(max(share, 0.0), 1.0)  # it may have ended before they began to be counted
             self._bins.append(self._filling + num_arrived * share)
             num_arrived_left = num_arrived * (1.0 - share)
             seconds, start_s = now_s - self._bin_end_s, self._bin_end_s

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.decision import Alternative
 from planner.moves import Moves, cheapest_moves
 from planner.observation import ObservedWorker
-from planner.prediction import Prediction
+from planner.prediction import HORIZON_S, Prediction
 from planner.split import PlannedSplit
 
-HORIZON_S = 30.0
-"""How long the load is taken to stay as it is: what a move gains is counted over this time."""
 MIN_GAIN = 0.02
 """Share of the requests that a move must gain over the horizon..."""
 CLEAR_GAIN = 0.15
@@ -70,19 +69,29 @@ class RoleChooser:
         self,
         workers: Sequence[ObservedWorker],
         splits: Sequence[PlannedSplit],
-        predictions: Sequence[Prediction],
+        soon: Sequence[Prediction],
+        later: Sequence[Prediction],
         rate_rps: float,
     ) -> Choice:
         """
+        A split must be better both soon and later: one that is better only until batches have filled would
+        be left again, one that is better only once they have can wait.
+
         Args:
             splits: to choose from, the present one first.
-            predictions: one a split.
+            soon: predictions up to the horizon, one a split...
+            later: ...and in the long run.
         """
         requests = rate_rps * HORIZON_S
         options = []
-        for split, prediction in zip(splits, predictions, strict=True):
+        for split, prediction, in_the_end in zip(splits, soon, later, strict=True):
             moves = cheapest_moves(workers, split)
-            net_requests = prediction.attainment * requests - moves.cost_requests
+            gain = min(
+                prediction.attainment - soon[0].attainment, in_the_end.attainment - later[0].attainment
+            )
+            net_requests = (soon[0].attainment + gain) * requests - moves.cost_requests
+            if not math.isfinite(net_requests):
+                net_requests = -math.inf
             options.append(Option(split, prediction, moves, net_requests))
         present = options[0]
         ranked = sorted(options, key=lambda option: option.net_requests, reverse=True)
@@ -98,6 +107,8 @@ class RoleChooser:
         leaning, self._leaning = self._leaning, None
         if best is present:
             return present, "the split is the best there is"
+        if not math.isfinite(gain):
+            return present, "what the split does now cannot be predicted"
         text = f"{best.split.label} would gain {gain:.1%} of the requests"
         if gain < MIN_GAIN:
             return present, f"{text}, less than a move is worth"

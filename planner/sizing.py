@@ -18,6 +18,7 @@ from planner.prediction import ClusterState, Predict
 from planner.rate_forecast import RateForecast
 from planner.settings import PlannedShape, PlannerSettings
 from planner.split import PlannedSplit, ShapeSplit
+from planner.traffic_history import MAX_GAP_S
 
 LATE_FACTOR, LATE_S = 2.0, 60.0
 """Workers that have not come after this many start-up times and seconds are taken not to come..."""
@@ -42,6 +43,8 @@ class Sizer:
         self._settings = settings
         self._predict = predict
         self._needed: deque[tuple[float, Mapping[str, int]]] = deque()
+        self._present: dict[str, int] = {}
+        """At the last look."""
         self._missing_since_s: dict[str, float] = {}
         self._given_up_until_s: dict[str, float] = {}
 
@@ -77,6 +80,8 @@ class Sizer:
             None if nothing should change.
         """
         shapes = [self._bounded(now_s, shape, wanted, present) for shape in self._settings.shapes]
+        if self._needed and not 0.0 <= now_s - self._needed[-1][0] <= MAX_GAP_S:
+            self._needed.clear()  # nobody knows what was needed meanwhile
         if demand is None:
             needed, attainment = {shape.name: shape.min_workers for shape in shapes}, 1.0
         else:
@@ -173,8 +178,6 @@ class Sizer:
         return max([*recent, needed])
 
     def _remember(self, now_s: float, needed: Mapping[str, int]) -> None:
-        if self._needed and now_s < self._needed[-1][0]:
-            self._needed.clear()  # the clock went back
         self._needed.append((now_s, dict(needed)))
         longest_s = max(
             (shape.startup_s if self._settings.hold_s is None else self._settings.hold_s)
@@ -188,8 +191,12 @@ class Sizer:
     ) -> PlannedShape:
         """The shape; one whose workers do not come may have no more than are there, for a while."""
         name = shape.name
+        came = present[name] > self._present.get(name, 0)
+        self._present[name] = present[name]
         if present[name] >= wanted[name]:
             self._missing_since_s.pop(name, None)
+        elif came:
+            self._missing_since_s[name] = now_s  # they come; wait for the others as long
         else:
             since_s = self._missing_since_s.setdefault(name, now_s)
             if now_s - since_s > LATE_FACTOR * shape.startup_s + LATE_S:
@@ -204,10 +211,17 @@ class Sizer:
         self, shapes: Sequence[PlannedShape], counts: dict[str, int], wanted: Mapping[str, int]
     ) -> dict[str, int]:
         """Shapes that grow wait until those that shrink have made room."""
+
+        def held() -> dict[str, int]:
+            return {name: max(num, wanted[name]) for name, num in counts.items()}
+
         for shape in shapes:
-            while not self._fits(shapes, counts) and counts[shape.name] > max(
-                shape.min_workers, min(wanted[shape.name], counts[shape.name])
+            while counts[shape.name] > max(shape.min_workers, wanted[shape.name]) and not self._fits(
+                shapes, held()
             ):
+                counts[shape.name] -= 1
+        for shape in shapes:  # the budget may have been less when these were asked for
+            while counts[shape.name] > shape.min_workers and not self._fits(shapes, counts):
                 counts[shape.name] -= 1
         return counts
 

@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from core.traffic import NUM_ANSWER_CLASSES, NUM_PROMPT_CLASSES, TrafficSummary
 from planner.observation import ObservedRouter
+from planner.plausible import ANSWER_ROWS, PROMPT_ROWS, answer_rows, plausible_growth, prompt_rows
 
 Ints = npt.NDArray[np.int64]
 
 KEPT_S = 600.0
 MAX_GAP_S = 30.0
 """After a longer time without a look nobody knows when things happened: the history begins anew."""
-_COLUMNS = ("num_arrived", "prompt_tokens", "placed_tokens", "cached_tokens")
-_ANSWER_COLUMNS = ("num_reached", "num_ended", "ended_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +30,9 @@ class TrafficSample:
     """Rows arrived, prompt tokens, placed tokens, cached tokens; columns by class of prompt."""
     answers: Ints
     """Rows reached, ended, ended tokens; columns by class of answer."""
+    output_tokens: int = 0
+    kv_tokens: int = 0
+    """In front of the output tokens, summed."""
 
     @property
     def num_arrived(self) -> int:
@@ -42,39 +44,51 @@ class TrafficHistory:
 
     def __init__(self) -> None:
         self.samples: deque[TrafficSample] = deque()
-        """Oldest first, without gaps."""
+        """Oldest first."""
         self._last: dict[str, TrafficSummary] = {}
         self._looked_at_s: float | None = None
 
     def observe(self, now_s: float, routers: Sequence[ObservedRouter]) -> None:
         """Adds what happened since the last look.
 
-        What a router had counted when it was first seen, or before its counts fell, is left out.
+        What a router had counted when it was first seen, or before its counts fell, is left out. A time of
+        which no router tells is no time without requests.
         """
-        prompts = np.zeros((len(_COLUMNS), NUM_PROMPT_CLASSES), dtype=np.int64)
-        answers = np.zeros((len(_ANSWER_COLUMNS), NUM_ANSWER_CLASSES), dtype=np.int64)
-        seen = {}
+        prompts = np.zeros((len(PROMPT_ROWS), NUM_PROMPT_CLASSES), dtype=np.int64)
+        answers = np.zeros((len(ANSWER_ROWS), NUM_ANSWER_CLASSES), dtype=np.int64)
+        output_tokens = kv_tokens = 0
+        seen, is_known = {}, False
         for router in routers:
             summary = router.traffic
             seen[summary.router_id] = summary
             if (last := self._last.get(summary.router_id)) is None:
                 continue
-            more_prompts = _rows(summary, _COLUMNS) - _rows(last, _COLUMNS)
-            more_answers = _rows(summary, _ANSWER_COLUMNS) - _rows(last, _ANSWER_COLUMNS)
-            if (more_prompts >= 0).all() and (more_answers >= 0).all():
+            more_prompts = prompt_rows(summary) - prompt_rows(last)
+            more_answers = answer_rows(summary) - answer_rows(last)
+            if plausible_growth(more_prompts, more_answers):
+                is_known = True
                 prompts += more_prompts
                 answers += more_answers
+                output_tokens += max(summary.output_tokens - last.output_tokens, 0)
+                kv_tokens += max(summary.kv_tokens - last.kv_tokens, 0)
+        if not seen and self._last:
+            return  # the next look that hears of them takes what came over the longer time
         self._last = seen
         before_s, self._looked_at_s = self._looked_at_s, now_s
         if before_s is None or not 0.0 < now_s - before_s <= MAX_GAP_S:
             self.samples.clear()
             return
+        if not is_known:
+            return
         self.samples.append(
-            TrafficSample(end_s=now_s, seconds=now_s - before_s, prompts=prompts, answers=answers)
+            TrafficSample(
+                end_s=now_s,
+                seconds=now_s - before_s,
+                prompts=prompts,
+                answers=answers,
+                output_tokens=output_tokens,
+                kv_tokens=kv_tokens,
+            )
         )
         while self.samples[0].end_s < now_s - KEPT_S:
             self.samples.popleft()
-
-
-def _rows(summary: TrafficSummary, names: Sequence[str]) -> Ints:
-    return np.array([getattr(summary, name) for name in names], dtype=np.int64)

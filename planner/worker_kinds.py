@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from core.step_times import StepTimes
 from core.types import Role, WorkerReport
 from planner.capacity import WorkerKind
+from planner.plausible import has_plausible_sizes
 
 
 class WorkerKinds:
@@ -26,7 +27,8 @@ class WorkerKinds:
         """Learns from reports; each counts once."""
         seen = {}
         for report in reports:
-            self._sizes[report.shape] = report
+            if has_plausible_sizes(report):
+                self._sizes[report.shape] = report
             if self._heartbeats.get(report.incarnation) != report.heartbeat:
                 self._step_times.observe(report.shape, report.role, report.steps)
             seen[report.incarnation] = report.heartbeat

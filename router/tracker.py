@@ -71,7 +71,7 @@ class TrackedRequest:
         else:
             self._metrics.next_tokens(now_s - (trace.last_token_at_s or now_s), num_tokens)
         trace.last_token_at_s = now_s
-        self._tracker.traffic.tokens(trace.output_tokens, num_tokens)
+        self._tracker.traffic.tokens(trace.prompt_tokens, trace.output_tokens, num_tokens)
         trace.output_tokens += num_tokens
 
     def end(self, outcome: str) -> None:

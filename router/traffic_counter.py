@@ -27,7 +27,7 @@ class TrafficCounter:
         self._num_reached = [0] * NUM_ANSWER_CLASSES
         self._num_ended = [0] * NUM_ANSWER_CLASSES
         self._ended_tokens = [0] * NUM_ANSWER_CLASSES
-        self._output_tokens = 0
+        self._output_tokens = self._kv_tokens = 0
         self._num_met = self._num_missed_ttft = self._num_missed_tpot = 0
         self._num_refused = self._num_failed = 0
 
@@ -43,9 +43,10 @@ class TrafficCounter:
         self._placed_tokens[index] += prompt_tokens
         self._cached_tokens[index] += min(cached_tokens, prompt_tokens)
 
-    def tokens(self, num_before: int, num_tokens: int) -> None:
+    def tokens(self, prompt_tokens: int, num_before: int, num_tokens: int) -> None:
         """A client that had ``num_before`` tokens of its answer got ``num_tokens`` more."""
         self._output_tokens += num_tokens
+        self._kv_tokens += num_tokens * (prompt_tokens + num_before + num_tokens // 2)
         before = answer_class(num_before) if num_before else -1
         reached = answer_class(num_before + num_tokens)
         if reached != before:  # most tokens stay in their class
@@ -85,6 +86,7 @@ class TrafficCounter:
             num_ended=tuple(self._num_ended),
             ended_tokens=tuple(self._ended_tokens),
             output_tokens=self._output_tokens,
+            kv_tokens=self._kv_tokens,
             num_met=self._num_met,
             num_missed_ttft=self._num_missed_ttft,
             num_missed_tpot=self._num_missed_tpot,

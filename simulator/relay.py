@@ -88,7 +88,7 @@ class Lap:
         """The request reaches its router."""
         limit = self._cluster.spec.max_ongoing_requests
         self._router.num_ongoing += 1
-        self._router.traffic.arrived(self, self._request.prompt_tokens)
+        self._router.traffic.arrived(self)
         if 0 < limit < self._router.num_ongoing:
             self._router.traffic.counter.refused()
             self._give_up(now_s)
@@ -400,6 +400,11 @@ class Lap:
         )
         self._cluster.recorder.path(self._index, self._path)
         self._cluster.recorder.done(self._index, now_s)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of its request."""
+        return self._request.prompt_tokens
 
     def num_tokens_at(self, now_s: float) -> int:
         """Tokens that the client has got."""

@@ -11,6 +11,9 @@ from router.traffic_counter import TrafficCounter
 class OngoingRequest(Protocol):
     """A request in flight."""
 
+    @property
+    def prompt_tokens(self) -> int: ...
+
     def num_tokens_at(self, now_s: float) -> int:
         """Tokens that its client has got."""
 
@@ -38,23 +41,23 @@ class RouterTraffic:
         self._ongoing: dict[OngoingRequest, int] = {}
         """With the tokens counted so far."""
 
-    def arrived(self, request: OngoingRequest, prompt_tokens: int) -> None:
+    def arrived(self, request: OngoingRequest) -> None:
         """A request is here."""
         self._ongoing[request] = 0
-        self.counter.arrived(prompt_tokens)
+        self.counter.arrived(request.prompt_tokens)
 
     def ended(self, request: OngoingRequest, num_tokens: int) -> None:
         """It got this many tokens; how it ended is the counter's to be told."""
         num_counted = self._ongoing.pop(request)
         if num_tokens > num_counted:
-            self.counter.tokens(num_counted, num_tokens - num_counted)
+            self.counter.tokens(request.prompt_tokens, num_counted, num_tokens - num_counted)
 
     def say(self, now_s: float, line: Line | None) -> None:
         """Sends a summary to the registry."""
         for request, num_counted in self._ongoing.items():
             num_tokens = request.num_tokens_at(now_s)
             if num_tokens > num_counted:
-                self.counter.tokens(num_counted, num_tokens - num_counted)
+                self.counter.tokens(request.prompt_tokens, num_counted, num_tokens - num_counted)
                 self._ongoing[request] = num_tokens
         self.said_at_s = now_s
         self.said = self.counter.summary(
