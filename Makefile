@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## Run 2 prefill + 2 decode workers on CPU with a tiny model, send requests, show who did what
+demo: $(STAMP) ## Run 2 prefill + 2 decode workers on CPU with a tiny model, show who does what and one role switch
 	@$(BIN)/baton demo
 
 .PHONY: serve

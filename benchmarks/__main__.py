@@ -18,6 +18,8 @@ from benchmarks import (
     machine,
     overload,
     planner,
+    planner_live,
+    planner_live_plot,
     planner_plot,
     prefix_index,
     report,
@@ -130,6 +132,17 @@ def planner_alone(quick: Quick = False) -> None:
     if not quick and (shown := planner.shown(results)) is not None:
         planner_plot.plot(shown, report.DOCUMENT.parent / "images" / "planner-phase-shift.png")
     _finish("planner", planner.as_json(results), planner.tables(results), quick)
+
+
+@app.command("planner-live")
+def planner_live_alone(quick: Quick = False) -> None:
+    """The planner in charge of real, paced engines: a load that turns to long answers and back."""
+    model_dir = make_tiny_model(CACHE / "tiny-model")
+    with _progress() as progress:
+        run = planner_live.measure(model_dir, CACHE, quick, progress)
+    if not quick:
+        planner_live_plot.plot(run, report.DOCUMENT.parent / "images" / "planner-live.png")
+    _finish("planner-live", planner_live.as_json(run), planner_live.tables(run), quick)
 
 
 @app.command("decision")

@@ -59,11 +59,11 @@ class Grid:
 
 FULL = Grid(
     loads=LOADS,
-    most_recorded=60_000,
-    durations_s={4: 480.0, 8: 360.0, 16: 300.0, 64: 300.0},
-    budgets={4: 16, 8: 14, 16: 10, 64: 5},
+    most_recorded=20_000,
+    durations_s={4: 300.0, 8: 240.0, 16: 180.0, 64: 120.0},
+    budgets={4: 8, 8: 6, 16: 4, 64: 3},
     published=((1, True), (1, False), (3, True), (3, False)),
-    steady_s={4: 3600.0, 8: 3600.0, 16: 1800.0, 64: 300.0},
+    steady_s={4: 1800.0, 8: 900.0, 16: 600.0, 64: 180.0},
 )
 QUICK = Grid(
     loads=(PHASE_SHIFT, BURSTY),

@@ -23,7 +23,8 @@ _NUM_HALVINGS = 5
 _RANGE = (0.5, 1.4)
 """Times the estimate."""
 _MOST_GPUS = 8
-"""Larger clusters are taken to have their share more."""
+_MOST_GPUS_RECORDED = 4
+"""Larger clusters are taken to have their share more; recorded traces take long."""
 _STATIONARY_S = 75.0
 _RECORDED_S = 120.0
 
@@ -39,7 +40,8 @@ def mix_capacity_rps(mix: Mix, num_gpus: int, slo: Slo = SLO) -> float:
 def recorded_capacity_rps(name: str, num_gpus: int, duration_s: float | None = None) -> float:
     """Of a recorded trace, as the mean rate."""
     seconds = duration_s or _RECORDED_S
-    return capacity_rps(lambda rate: recorded(name, rate, seconds, seed=11), num_gpus)
+    size = min(num_gpus, _MOST_GPUS_RECORDED)
+    return capacity_rps(lambda rate: recorded(name, rate, seconds, seed=11), size) * num_gpus / size
 
 
 def capacity_rps(make_trace: MakeTrace, num_gpus: int, slo: Slo = SLO) -> float:

@@ -22,7 +22,7 @@ from simulator.traces.trace import Trace, TraceRequest
 
 PATH = "/v1/completions"
 VOCABULARY = range(10, 2000)
-NUM_PROMPTS_A_PHASE = 24
+NUM_PROMPTS_A_KIND = 24
 _STATUS_EVERY_S = 0.2
 _TRACE_WITHIN_S = 10.0
 _REQUEST_TIMEOUT_S = 120.0
@@ -90,7 +90,9 @@ def make_load(phases: Sequence[Phase], seed: int) -> Load:
     """Draws a load."""
     source = random.Random(seed)
     kinds = {phase.name: phase for phase in phases}
-    drawn = {name: [_question(source, kind) for _ in range(NUM_PROMPTS_A_PHASE)] for name, kind in kinds.items()}
+    drawn = {
+        name: [_question(source, kind) for _ in range(NUM_PROMPTS_A_KIND)] for name, kind in kinds.items()
+    }
     arrivals_s, questions = [], []
     start_s = 0.0
     for phase in phases:
@@ -181,9 +183,7 @@ async def _replay(url: str, load: Load) -> Replayed:
 
 
 async def _ask(client: httpx.AsyncClient, at_s: float, question: Question, number: int) -> Outcome:
-    body = question.body(
-        stream=True, stream_options={"include_usage": True}, cache_salt=f"{at_s}-{number}"
-    )
+    body = question.body(stream=True, stream_options={"include_usage": True}, cache_salt=f"{at_s}-{number}")
     await asyncio.sleep(at_s - time.monotonic())
     outcome = Outcome(sent_s=time.monotonic())
     try:

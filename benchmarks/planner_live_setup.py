@@ -1,7 +1,7 @@
 """The cluster of the live planner benchmark: four paced engines of one shape, real and simulated.
 
-Prefill steps cost much for themselves and little for a prompt, so that prompts are prefilled in batches, as
-short ones are on a GPU: a worker that changes roles has many requests of either kind.
+Decode workers take 32 answers at a time. Beyond those, prefilled prompts wait on prefill workers until their
+KV is pulled: a worker that changes roles has many requests to finish, whichever role it had.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from simulator.traces.trace import Trace
 
 STEP_TIME = LinearStepTime(
     prefill_ms_per_token2=0.0,
-    prefill_ms_per_token=0.2,
-    prefill_base_ms=700.0,
+    prefill_ms_per_token=0.5,
+    prefill_base_ms=100.0,
     decode_base_ms=40.0,
     decode_ms_per_seq=2.0,
     decode_ms_per_kv_token=0.002,
 )
-SLO = Slo(ttft_s=3.0, tpot_s=0.15)
+SLO = Slo(ttft_s=1.5, tpot_s=0.15)
 SHAPE = "worker"
 NUM_WORKERS = 4
 LONG_PROMPTS = Phase(
-    name="long prompts", seconds=45.0, rate_rps=8.0, prompt_tokens=(300, 400), output_tokens=(4, 8)
+    name="long prompts", seconds=45.0, rate_rps=13.0, prompt_tokens=(180, 230), output_tokens=(4, 8)
 )
 LONG_ANSWERS = Phase(
-    name="long answers", seconds=60.0, rate_rps=16.0, prompt_tokens=(20, 40), output_tokens=(40, 60)
+    name="long answers", seconds=60.0, rate_rps=14.0, prompt_tokens=(20, 40), output_tokens=(50, 60)
 )
-_MAX_MODEL_TOKENS, _MAX_BATCHED_TOKENS, _MAX_SEQS = 2048, 1024, 128
+_MAX_MODEL_TOKENS, _MAX_BATCHED_TOKENS, _MAX_SEQS = 1024, 256, 32
 _KV_TOKENS, _BLOCK_TOKENS, _KV_BYTES_PER_TOKEN = 32768, 128, 8192
 _ROUTER_S = 0.014
 """As fitted by the fidelity benchmark."""
@@ -130,8 +130,8 @@ def paced_profile() -> PerformanceProfile:
         kv_bytes_per_token=_KV_BYTES_PER_TOKEN,
         max_num_seqs=_MAX_SEQS,
         max_num_batched_tokens=_MAX_BATCHED_TOKENS,
-        prefill=tuple(map(prompt, (16, 64, 256, 512, 1024))),
-        decode=tuple(batch(num, kv) for num in (1, 2, 8, 32, 128) for kv in (32, 512)),
+        prefill=tuple(map(prompt, (16, 64, 128, 256, 512))),
+        decode=tuple(batch(num, kv) for num in (1, 2, 4, 12, 32) for kv in (32, 512)),
         link=KvLink(latency_s=0.002, bytes_per_s=10e9),
     )
 

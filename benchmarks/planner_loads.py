@@ -30,7 +30,7 @@ SERVEGEN_FILE = "servegen_m_large_10min.csv"
 
 SIGMA = 0.4
 """Of all lognormal lengths."""
-PHASE_S = 120.0
+PHASE_S = 60.0
 SHIFT_LOAD = 0.82
 """Share of its own best split's capacity at which each phase runs."""
 TRACE_LOAD = 0.8

@@ -78,15 +78,18 @@ def baton_config(model_dir: Path, *, router: Mapping[str, Any] = _NO_CHANGES, **
 class PlainVllm:
     """vLLM's OpenAI server with one engine, in the environment that Baton gives its engines."""
 
-    def __init__(self, model_dir: Path, config: BatonConfig) -> None:
+    def __init__(
+        self, model_dir: Path, config: BatonConfig, engine_args: Mapping[str, Any] = ENGINE_ARGS
+    ) -> None:
         self._model_dir = model_dir
+        self._engine_args = engine_args
         self._environment = os.environ | dict(worker_environment(config.models[0].shapes[0]))
         self.port = free_port()
 
     def __enter__(self) -> PlainVllm:
         arguments = ["--model", str(self._model_dir), "--served-model-name", NAME, "--host", LOOPBACK]
         arguments += ["--port", str(self.port), "--disable-uvicorn-access-log", "--disable-log-stats"]
-        for name, value in ENGINE_ARGS.items():
+        for name, value in self._engine_args.items():
             flag = "--" + name.replace("_", "-")
             arguments += [flag] if value is True else [flag, str(value)]
         self._process = subprocess.Popen(

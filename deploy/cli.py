@@ -212,7 +212,7 @@ BATON_DEMO_MODEL=/path/to/model baton demo  with any small Hugging Face model"""
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Go on serving after the demo, until Ctrl-C.")] = False,
 ) -> None:
-    """Run two prefill and two decode workers on this machine's CPU, send requests, show who did what."""
+    """Run two prefill and two decode workers on this machine's CPU, show who does what, and a role switch."""
     from deploy.demo import run_demo
 
     run_demo(keep=keep)

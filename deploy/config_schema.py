@@ -225,8 +225,8 @@ class PlannerConfig(_Section):
     spares: Count = 0
     """Workers kept beyond what the load asks for."""
     hold_s: Annotated[float, Field(ge=0)] | None = None
-    """Seconds for which fewer GPUs must have been enough before one is given back. Null is what a worker of the
-    shape takes to start."""
+    """Seconds for which fewer GPUs must have been enough before one is given back. Null is as long as one
+    takes to start."""
 
 
 class RegistryConfig(_Section):

@@ -1,7 +1,8 @@
-"""The demo: two prefill and two decode workers on a CPU, some requests, and who did what."""
+"""The demo: two prefill and two decode workers on a CPU, who does what, and a worker that changes roles."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -17,10 +18,12 @@ import httpx
 from core.errors import BatonError, StartupError
 from deploy import tiny_model
 from deploy.cli_output import output, phase_lines
+from deploy.cli_planner_tables import alternatives_table, inputs_table
 from deploy.cli_tables import workers_table
 from deploy.cluster import fetch_status
 from deploy.config import load_config
-from deploy.demo_tables import Trace, legs_table, requests_table
+from deploy.demo_burst import RATE_RPS, Burst, send_burst
+from deploy.demo_tables import Trace, burst_lines, legs_table, requests_table
 from deploy.foreground import running_cluster, wait_for_signal
 from deploy.settings import LOOPBACK
 from kv_transfer.peer import free_port
@@ -77,8 +80,10 @@ def run_demo(*, keep: bool) -> None:
         with running_cluster(config, progress) as cluster:
             progress("sending requests")
             requests = _send_samples(cluster.url, config.models[0].name)
-            _show(requests, cluster.url)
+            _show(requests)
             _check(requests)
+            progress(f"sending more prompts than two workers can prefill, {RATE_RPS:g} a second")
+            _show_burst(asyncio.run(send_burst(cluster.url, config.models[0].name)), cluster.url)
             if keep:
                 output().print(f"serving at {cluster.url}/v1 until Ctrl-C", soft_wrap=True)
                 wait_for_signal()
@@ -112,15 +117,23 @@ def _send(client: OpenAI, model: str, number: int, sample: Sample) -> str:
     return answer.id
 
 
-def _show(requests: Sequence[tuple[str, Trace]], url: str) -> None:
+def _show(requests: Sequence[tuple[str, Trace]]) -> None:
     console = output()
-    for table in (
-        requests_table(requests),
-        legs_table(requests, console.width),
-        workers_table(_workers_at_rest(url)),
-    ):
+    for table in (requests_table(requests), legs_table(requests, console.width)):
         console.print()
         console.print(table)
+
+
+def _show_burst(burst: Burst, url: str) -> None:
+    console = output()
+    console.print()
+    for line in burst_lines(burst):
+        console.print(line, markup=False, soft_wrap=True)
+    if burst.move is not None:
+        console.print()
+        console.print(inputs_table(burst.move), alternatives_table(burst.move))
+    console.print()
+    console.print(workers_table(_workers_at_rest(url)))
 
 
 def _workers_at_rest(url: str) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Tables of finished requests: who ran which leg, how long, how many bytes."""
+"""Tables of finished requests: who ran which leg, how long, how many bytes; and what became of a burst."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.request import Leg
+from deploy.demo_burst import Burst
 
 Trace = Mapping[str, Any]
 """What a router answers at /baton/requests/ID."""
@@ -100,3 +101,19 @@ def _megabytes(num_bytes: int) -> str:
 
 def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def burst_lines(burst: Burst) -> Iterator[str]:
+    """Who changed roles, why, and how requests fared meanwhile."""
+    answered = f"{len(burst.traces)} requests in {burst.seconds:.0f} s, all answered"
+    if burst.move is None:
+        yield f"No worker changed roles within {burst.seconds:.0f} s. The planner: {burst.reason}."
+        yield f"{answered}."
+        return
+    move = burst.move
+    for worker_id in sorted(burst.switched):
+        yield f"{worker_id} changed from decode to prefill: {burst.reason} (decision {move['number']})."
+    yield (
+        f"{burst.num_ongoing} requests were on their way and went on; it prefilled {burst.num_served}. "
+        f"{answered}."
+    )

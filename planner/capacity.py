@@ -19,6 +19,8 @@ TPOT_MARGIN = 1.0
 LINK_BYTES_PER_S = 40e9
 HANDOFF_S = 0.01
 """What a handoff takes besides the bytes; it falls between the first token and the second."""
+_LEAST_S = 1e-6
+"""What a prompt adds at least, be it a token long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +71,12 @@ def prefill_capacity(kind: WorkerKind, demand: Demand) -> PrefillCapacity:
         )
     shares = np.array([prompt.share for prompt in demand.prompts])
     seconds, alone = np.array(queued_s), np.array(alone_s)
-    mean_s = float(shares @ seconds)
+    mean_s = max(float(shares @ seconds), _LEAST_S)
     return PrefillCapacity(
         alone_s=alone,
         mean_s=mean_s,
         variation=max(0.0, float(shares @ seconds**2) / mean_s**2 - 1.0),
-        mean_added_s=max(float(shares @ alone) - _empty_step_s(kind), 1e-6),
+        mean_added_s=max(float(shares @ alone) - _empty_step_s(kind), _LEAST_S),
     )
 
 

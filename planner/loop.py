@@ -101,10 +101,11 @@ class PlannerLoop:
         await self._follow(observation, decision, cpu_s)
 
     async def _follow(self, observation: Observation, decision: PlanDecision, cpu_s: float) -> None:
+        decided_at_s = self._wall_clock()
         carry_out = self._mode is Mode.AUTO and decision.changes_something
         failures = await self._carry_out(observation, decision) if carry_out else ()
         past = PastDecision(
-            at_s=self._wall_clock(),
+            at_s=decided_at_s,
             decision=decision,
             cpu_s=cpu_s,
             carried_out=carry_out and not failures,

@@ -6,32 +6,26 @@ workers that are there; where counts are free, the fewest workers are found that
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from core.clock import Clock
 from core.step_times import StepTimes
 from core.types import Role
 from planner.candidates import role_splits
-from planner.capacity import WorkerKind
+from planner.counts import CountChooser
 from planner.decision import PlanDecision, Verdict
 from planner.estimate import Estimate, estimate
 from planner.forecast import short_term
 from planner.observation import Observation, ObservedRouter, ObservedWorker
 from planner.plausible import is_plausible, plausible_worker
 from planner.prediction import ClusterState, Predict, QueueingPredictor, Targets
-from planner.rate_forecast import RateForecaster
 from planner.roles import Choice, RoleChooser
 from planner.settings import PlannerSettings
-from planner.sizing import Sizer
 from planner.split import PlannedSplit, split_of
-from planner.survivors import with_both_roles, with_decode
+from planner.survivors import with_decode
 from planner.traffic_history import TrafficHistory
 from planner.worker_kinds import WorkerKinds
-
-SILENCE_S = 60.0
-"""Without a request for so long, there is no load."""
 
 
 class Planner:
@@ -54,12 +48,11 @@ class Planner:
         self._clock = clock
         self._kinds = WorkerKinds(step_times)
         self._traffic = TrafficHistory()
-        self._forecaster = RateForecaster()
         self._predict = predict or QueueingPredictor(
             Targets(ttft_s=settings.ttft_slo_s, tpot_s=settings.tpot_slo_s)
         )
         self._roles = RoleChooser()
-        self._sizer = Sizer(settings, self._predict)
+        self._counts = CountChooser(settings, self._predict) if settings.counts_are_free else None
         self._shape_names = [shape.name for shape in settings.shapes]
         self._num_looks = 0
         self._seen: dict[str, int] = {}
@@ -87,7 +80,9 @@ class Planner:
             for worker in workers
         }
         self._kinds.observe(worker.report for worker in workers)
-        self._observe_traffic(now_s, routers)
+        self._traffic.observe(now_s, routers)
+        if self._counts is not None:
+            self._counts.observe(now_s, self._traffic)
         present = split_of(((w.report.shape, w.desired_role) for w in workers), self._shape_names)
         hold = PlanDecision(
             number=self._num_looks, at_s=now_s, verdict=Verdict.BLIND, reason="", split=present.label
@@ -127,16 +122,10 @@ class Planner:
             later = self._predict(kinds, splits, forecast, replace(state, num_decoding=None))
             choice = self._roles.choose(workers, splits, soon, later, load.demand.rate_rps)
             decision = self._decision(hold, choice, load)
-        if self._sizer.may_change:
-            return self._with_counts(decision, now_s, workers, observation.wanted, kinds, load)
-        return decision
-
-    def _observe_traffic(self, now_s: float, routers: Sequence[ObservedRouter]) -> None:
-        self._traffic.observe(now_s, routers)
-        if self._sizer.may_change and self._traffic.samples:
-            last = self._traffic.samples[-1]
-            if last.end_s == now_s:
-                self._forecaster.observe(now_s, last.num_arrived, last.seconds)
+        if self._counts is None:
+            return decision
+        demand = None if load is None else load.demand
+        return self._counts.decide(decision, workers, self._seen, observation.wanted, kinds, demand)
 
     def _decision(self, hold: PlanDecision, choice: Choice, load: Estimate) -> PlanDecision:
         gpus = {shape.name: shape.gpus_per_worker for shape in self._settings.shapes}
@@ -149,45 +138,6 @@ class Planner:
             inputs=_inputs(load, choice),
             alternatives=choice.alternatives(gpus),
         )
-
-    def _with_counts(
-        self,
-        decision: PlanDecision,
-        now_s: float,
-        workers: Sequence[ObservedWorker],
-        wanted: Mapping[str, int],
-        kinds: Mapping[str, WorkerKind],
-        load: Estimate | None,
-    ) -> PlanDecision:
-        """The decision, with other counts where the load asks for them."""
-        ahead = self._forecaster.forecast(self._sizer.startup_s)
-        if load is None and not self._silent(now_s):
-            return decision
-        there = dict.fromkeys(self._shape_names, 0) | Counter(w.report.shape for w in workers)
-        sizing = self._sizer.size(
-            now_s, kinds, {**there, **wanted}, there, None if load is None else load.demand, ahead
-        )
-        inputs = dict(decision.inputs)
-        if ahead is not None:
-            inputs |= {"forecast_rps": ahead.mean_rps, "forecast_high_rps": ahead.high_rps}
-        if sizing is None:
-            return replace(decision, inputs=inputs)
-        changes = with_both_roles(workers, self._seen, decision.role_changes, {**there, **sizing.counts})
-        reason = sizing.reason if not decision.role_changes else f"{decision.reason}; {sizing.reason}"
-        return replace(
-            decision,
-            verdict=Verdict.MOVE,
-            reason=reason,
-            counts=sizing.counts,
-            role_changes=changes,
-            inputs=inputs,
-        )
-
-    def _silent(self, now_s: float) -> bool:
-        samples = self._traffic.samples
-        if not samples or samples[-1].end_s - samples[0].end_s < SILENCE_S:
-            return False
-        return not any(sample.num_arrived for sample in samples if sample.end_s > now_s - SILENCE_S)
 
     def _blind(self, hold: PlanDecision, reason: str) -> PlanDecision:
         self._roles.forget()

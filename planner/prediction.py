@@ -65,7 +65,7 @@ class Prediction:
     attainment: float
     """Share of all requests within both targets, over all scenarios, 0 to 1."""
     prefill_use: float
-    """Prompt work that is expected over what prefill workers can do; may pass 1; inf without any."""
+    """Prompt work that is expected over what prefill workers can do; may pass 1; huge without any."""
     decode_use: float
 
 
@@ -174,7 +174,9 @@ class _Pools:
     def prefilled(self, offered_rps: Floats) -> Floats:
         """Share of prompts that get their first token in time."""
         own_lost = self._late(offered_rps, self._num_prefill, self._prefill_rps)
-        overflow_rps = offered_rps * own_lost
+        never = float(self._prompt_shares @ (self._slack_s < 0))  # too long to be in time anywhere
+        may_be_helped = np.maximum(own_lost - never, 0.0)
+        overflow_rps = offered_rps * may_be_helped
         local_lost = lost_share(
             overflow_rps / np.maximum(self._local_rps, _TINY),
             np.maximum(self._num_decode, _TINY),
@@ -182,8 +184,7 @@ class _Pools:
             2.0,
         )
         most = self._local_limit_rps / np.maximum(overflow_rps, _TINY)
-        in_time = float(self._prompt_shares @ (self._slack_s >= 0))
-        helped = own_lost * np.minimum(1.0 - local_lost, most) * in_time
+        helped = may_be_helped * np.minimum(1.0 - local_lost, most)
         # Without prefill workers prompts queue for the decode workers.
         share = self._local_limit_rps / np.maximum(self._local_rps, _TINY)
         alone = 1.0 - self._late(offered_rps, self._num_decode * share, self._local_limit_rps)

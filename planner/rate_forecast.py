@@ -1,5 +1,8 @@
-"""How many requests will come, minutes ahead: exponential smoothing with a damped trend, and with seasons
-where the past shows them (statsmodels' ETS and STL)."""
+"""How many requests will come, minutes ahead.
+
+Exponential smoothing with a damped trend, on top of seasons where the past shows them (statsmodels' ETS and
+STL).
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,7 @@ class RateForecaster:
         self._fit: _Fit | None = None
         self._num_new = 0
         """Bins since it was made."""
+        _smooth(np.arange(MIN_BINS, dtype=float), None)  # loads the library: no decision waits seconds for it
 
     def observe(self, now_s: float, num_arrived: int, seconds: float) -> None:
         """Takes in the arrivals of the last ``seconds``. After a long silence it begins anew."""

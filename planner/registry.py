@@ -195,6 +195,8 @@ class Registry:
             if member.report.shape == report.shape and worker_id != report.worker_id
         ]
         lacking = {role: wanted.get(role, 0) - taken.count(role) for role in report.allowed_roles}
+        if Role.DECODE not in taken and lacking.get(Role.DECODE, 0) > 0:
+            return Role.DECODE  # without one nobody is served, and the planner would make one of the others
         return max(sorted(lacking), key=lambda role: lacking[role])
 
     def _peers_of(self, report: WorkerReport) -> tuple[KvPeer, ...]:

@@ -42,3 +42,8 @@ class PlannerSettings:
     hold_s: float | None = None
     """How long fewer GPUs must have been enough before one is given back; None: as long as a worker takes to
     start, which never holds twice the GPU time that foresight would."""
+
+    @property
+    def counts_are_free(self) -> bool:
+        """Whether any shape may have more workers or fewer."""
+        return any(shape.min_workers < shape.max_workers for shape in self.shapes)

@@ -49,11 +49,6 @@ class Sizer:
         self._given_up_until_s: dict[str, float] = {}
 
     @property
-    def may_change(self) -> bool:
-        """Whether any shape's count is free."""
-        return any(shape.min_workers < shape.max_workers for shape in self._settings.shapes)
-
-    @property
     def startup_s(self) -> float:
         """Of the slowest shape to start whose count is free."""
         free = [shape for shape in self._settings.shapes if shape.min_workers < shape.max_workers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.integration.baton_command import Commands
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 
-def test_the_demo_shows_who_did_what_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_demo_shows_who_did_what_and_a_switch_and_leaves_nothing(tmp_path: Path) -> None:
     commands = Commands(tmp_path, {"XDG_CACHE_HOME": str(tmp_path / "cache")})
     try:
         done = commands.run("demo", timeout_s=280)
@@ -21,7 +22,7 @@ def test_the_demo_shows_who_did_what_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert left == []
 
-    table = done.stdout.split("time of each leg")[0]
+    table, _, rest = done.stdout.partition("time of each leg")
     paths: dict[str, int] = {}
     for line in table.splitlines():
         number, *cells = line.split() or [""]
@@ -37,5 +38,12 @@ def test_the_demo_shows_who_did_what_and_leaves_nothing(tmp_path: Path) -> None:
             assert float(moved) > 0
             assert unit == "MB"
     assert paths == {"remote_early": 6, "remote": 1, "local": 1}
-    workers = [line for line in done.stdout.splitlines() if "%" in line]
-    assert [sum(f" {role} " in line for line in workers) for role in ("prefill", "decode")] == [2, 2]
+
+    switched = re.search(r"(\S+) changed from decode to prefill: (.+) \(decision \d+\)\.", rest)
+    assert switched is not None, rest
+    assert "of the requests" in switched[2], "the planner's reason"
+    assert re.search(r"\d+ requests were on their way and went on; it prefilled [1-9]\d*\.", rest), rest
+    assert "all answered" in rest
+    workers = [line for line in rest.partition("\nworkers")[2].splitlines() if "%" in line]
+    assert [sum(f" {role} " in line for line in workers) for role in ("prefill", "decode")] == [3, 1]
+    assert any(switched[1] in line and " prefill " in line for line in workers)

@@ -98,7 +98,9 @@ def kind(step_time: StepTime = H200_LLAMA_8B_FP8, **changes: Any) -> WorkerKind:
     return WorkerKind(**(settings | changes))
 
 
-def demand(rate_rps: float, prompt_tokens: float = 3000, output_tokens: float = 300, **changes: Any) -> Demand:
+def demand(
+    rate_rps: float, prompt_tokens: float = 3000, output_tokens: float = 300, **changes: Any
+) -> Demand:
     prompts = (PromptKind(new_tokens=prompt_tokens, cached_tokens=0.0, share=1.0),)
     return Demand(rate_rps=rate_rps, prompts=prompts, output_tokens=output_tokens, **changes)
 
@@ -188,10 +190,10 @@ class Bench:
         step_times = StepTimes({each.name: H200_LLAMA_8B_FP8 for each in self.settings.shapes}.get)
         return Planner(self.settings, step_times, self.clock)
 
-    def look(self, rate_rps: float = 0.0, **how: Any) -> PlanDecision:
-        """One second passes, then the planner looks; nothing is carried out."""
-        self.clock.advance(1.0)
-        self.load.go_on(1.0, rate_rps, **how)
+    def look(self, rate_rps: float = 0.0, *, seconds: float = 1.0, **how: Any) -> PlanDecision:
+        """Time passes, then the planner looks; nothing is carried out."""
+        self.clock.advance(seconds)
+        self.load.go_on(seconds, rate_rps, **how)
         return self.planner.step(self.observation())
 
     def observation(self, **changes: Any) -> Observation:

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from core.request import Path
-from deploy.demo_tables import legs_table, requests_table
+from deploy.demo_burst import Burst
+from deploy.demo_tables import burst_lines, legs_table, requests_table
 from router.trace import RequestTrace
 
 REMOTE = RequestTrace(
@@ -82,3 +83,32 @@ def test_bars_of_different_requests_have_one_scale() -> None:
 
 def test_a_narrow_terminal_gets_numbers_without_bars() -> None:
     assert len(row(legs_table([("chat", REMOTE)], 80), 1, 80)) == 9
+
+
+def test_a_burst_says_who_changed_roles_and_why_and_that_requests_went_on() -> None:
+    move = {
+        "number": 31,
+        "role_changes": [
+            {"worker_id": "cpu-c", "role": "prefill"},
+            {"worker_id": "cpu-d", "role": "decode"},
+        ],
+    }
+    burst = Burst(
+        traces=(REMOTE, {**REMOTE, "prefill_worker": "cpu-c"}),
+        seconds=6.2,
+        move=move,
+        reason="3P+1D would gain 20.0% of the requests",
+        num_ongoing=9,
+    )
+    assert list(burst_lines(burst)) == [
+        "cpu-c changed from decode to prefill: 3P+1D would gain 20.0% of the requests (decision 31).",
+        "9 requests were on their way and went on; it prefilled 1. 2 requests in 6 s, all answered.",
+    ]
+
+
+def test_a_burst_without_a_switch_says_so() -> None:
+    burst = Burst(traces=(REMOTE,), seconds=40.0, move=None, reason="the split is the best there is")
+    assert list(burst_lines(burst)) == [
+        "No worker changed roles within 40 s. The planner: the split is the best there is.",
+        "1 requests in 40 s, all answered.",
+    ]

@@ -169,6 +169,22 @@ async def test_auto_carries_out_roles_and_counts() -> None:
     assert bench.value("decisions_total", verdict="move") == 1
 
 
+async def test_a_decisions_time_is_when_it_was_made_not_when_it_was_done() -> None:
+    now_s = 1000.0
+    bench = Bench(MOVE, wall_clock=lambda: now_s)
+    assign_role = bench.cluster.assign_role
+
+    async def slowly(worker_id: str, role: Role) -> None:
+        nonlocal now_s
+        now_s += 2.0
+        await assign_role(worker_id, role)
+
+    bench.cluster.assign_role = slowly  # type: ignore[method-assign]
+    await bench.loop.look()
+    assert bench.last.at_s == 1000.0
+    assert now_s == 1002.0
+
+
 async def test_advise_changes_nothing_and_remembers_what_it_would_have_done() -> None:
     bench = Bench(MOVE, mode=Mode.ADVISE)
     await bench.loop.look()

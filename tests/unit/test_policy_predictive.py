@@ -252,3 +252,47 @@ class TestTopology:
         assert policy.choose([workers[0], busier, far], long).decode_worker == "far"
         unknown = [replace(worker, node_id="") for worker in workers]
         assert policy.choose(unknown, long).decode_worker == "far"
+
+
+class TestLeftoverAnswers:
+    """After a role switch a prefill worker still has answers to finish; a prompt makes them stand still."""
+
+    MANY, FEW = 60, 4
+
+    @staticmethod
+    def switched(worker_id: str, num_answers: int, busy_s: float = 0.0, kv_tokens: int = 0) -> Candidate:
+        return replace(prefill(worker_id, busy_s), num_decoding=num_answers, kv_used_tokens=kv_tokens)
+
+    def test_it_is_passed_over_while_another_is_in_time(self, policy: PredictivePolicy) -> None:
+        workers = [self.switched("old", self.MANY), prefill("p", busy_s=0.25), decode("d")]
+        decisions = [policy.choose(workers, REQUEST) for _ in range(20)]
+        assert {decision.prefill_worker for decision in decisions} == {"p"}
+
+    def test_it_helps_out_when_the_others_are_late_and_its_answers_keep_their_target(
+        self, policy: PredictivePolicy
+    ) -> None:
+        busy_decode = decode("d", num_requests=90)  # has no time for prompts
+        workers = [self.switched("old", self.MANY), prefill("p", busy_s=3.0), busy_decode]
+        assert policy.choose(workers, REQUEST).prefill_worker == "old"
+        slow = [self.switched("old", 95, kv_tokens=90_000), *workers[1:]]
+        assert policy.choose(slow, REQUEST).prefill_worker == "p"
+        has_prompts = [self.switched("old", self.MANY, busy_s=0.2), *workers[1:]]
+        assert policy.choose(has_prompts, REQUEST).prefill_worker == "p"
+
+    def test_it_is_used_when_it_is_the_only_one(self, policy: PredictivePolicy) -> None:
+        workers = [self.switched("old", self.MANY), decode("d")]
+        assert policy.choose(workers, REQUEST).prefill_worker == "old"
+
+    def test_a_few_answers_or_a_short_prompt_do_not_matter(self, policy: PredictivePolicy) -> None:
+        busy = prefill("p", busy_s=0.25)
+        few = [self.switched("old", self.FEW), busy, decode("d")]
+        assert policy.choose(few, REQUEST).prefill_worker == "old"
+        short = replace(REQUEST, prompt_tokens=50)
+        many = [self.switched("old", self.MANY), busy, decode("d")]
+        assert policy.choose(many, short).prefill_worker == "old"
+        cached = replace(REQUEST, cached_tokens={"old": 950})
+        assert policy.choose(many, cached).prefill_worker == "old"
+
+    def test_an_answer_that_is_over_frees_it(self, policy: PredictivePolicy) -> None:
+        workers = [self.switched("old", 0), prefill("p", busy_s=0.25), decode("d")]
+        assert policy.choose(workers, REQUEST).prefill_worker == "old"

@@ -63,6 +63,11 @@ def test_new_workers_fill_the_initial_split(registry: Registry) -> None:
     assert sorted(roles) == [Role.DECODE, Role.DECODE, Role.PREFILL]
 
 
+def test_the_first_worker_decodes_if_any_is_to(registry: Registry) -> None:
+    registry.use_split({"s": {Role.PREFILL: 3, Role.DECODE: 1}})
+    assert [join(registry, str(n)) for n in range(4)] == [Role.DECODE, *[Role.PREFILL] * 3]
+
+
 def test_another_split_is_for_those_who_come(registry: Registry) -> None:
     for n in range(3):
         join(registry, str(n))
