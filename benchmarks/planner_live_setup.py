@@ -27,8 +27,8 @@ from simulator.traces.trace import Trace
 
 STEP_TIME = LinearStepTime(
     prefill_ms_per_token2=0.0,
-    prefill_ms_per_token=0.5,
-    prefill_base_ms=100.0,
+    prefill_ms_per_token=0.6,
+    prefill_base_ms=120.0,
     decode_base_ms=40.0,
     decode_ms_per_seq=2.0,
     decode_ms_per_kv_token=0.002,
@@ -37,12 +37,12 @@ SLO = Slo(ttft_s=1.5, tpot_s=0.15)
 SHAPE = "worker"
 NUM_WORKERS = 4
 LONG_PROMPTS = Phase(
-    name="long prompts", seconds=45.0, rate_rps=13.0, prompt_tokens=(180, 230), output_tokens=(4, 8)
+    name="long prompts", seconds=45.0, rate_rps=9.5, prompt_tokens=(270, 330), output_tokens=(4, 8)
 )
 LONG_ANSWERS = Phase(
-    name="long answers", seconds=60.0, rate_rps=14.0, prompt_tokens=(20, 40), output_tokens=(50, 60)
+    name="long answers", seconds=60.0, rate_rps=15.0, prompt_tokens=(20, 40), output_tokens=(50, 60)
 )
-_MAX_MODEL_TOKENS, _MAX_BATCHED_TOKENS, _MAX_SEQS = 1024, 256, 32
+_MAX_MODEL_TOKENS, _MAX_BATCHED_TOKENS, _MAX_SEQS = 1024, 384, 32
 _KV_TOKENS, _BLOCK_TOKENS, _KV_BYTES_PER_TOKEN = 32768, 128, 8192
 _ROUTER_S = 0.014
 """As fitted by the fidelity benchmark."""

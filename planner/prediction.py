@@ -34,7 +34,7 @@ ANSWER_PATIENCE = 0.5
 HORIZON_S = 15.0
 """How far ahead is looked: the load is taken to stay so long as it is forecast."""
 BACKLOG_S = 5.0
-"""Seconds over which what waits already counts as load."""
+"""Seconds over which prompts that wait beyond their time count as load."""
 _TINY = 1e-9
 
 
@@ -111,7 +111,9 @@ class QueueingPredictor:
         # Axes: split, scenario, share of decode workers' time spent on prompts.
         prompts = demand.rate_rps * factors[:, 0][None, :, None]
         answers = demand.rate_rps * factors[:, 1][None, :, None]
-        backlog = state.waiting_prompt_tokens / max(demand.prompt_tokens, 1.0) / BACKLOG_S
+        # As many prompts as come within the target may wait and be in time.
+        num_waiting = state.waiting_prompt_tokens / max(demand.prompt_tokens, 1.0)
+        backlog = max(num_waiting - demand.rate_rps * self._targets.ttft_s, 0.0) / BACKLOG_S
         # What is lost on one side no longer burdens the other: routers refuse before they send.
         prefilled = pools.prefilled(prompts + backlog)
         answered = pools.answered(answers)

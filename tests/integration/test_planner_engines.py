@@ -114,5 +114,8 @@ def test_workers_follow_the_load_and_are_at_work_within_a_second(run: Run, role:
     ]
     assert mine, f"no worker began to {role}:\n{described(run)}"
     busiest = max(mine, key=lambda switch: switch.num_old)
-    assert busiest.num_old >= MIN_OLD_REQUESTS, described(run)
+    outcomes = run.replayed.outcomes
+    assert sum(each.sent_s <= busiest.at_s < each.last_s for each in outcomes) >= MIN_OLD_REQUESTS
+    if role == "prefill":  # a prefill worker may have handed over all it had
+        assert busiest.num_old >= MIN_OLD_REQUESTS, described(run)
     assert busiest.delay_s <= MAX_DELAY_S, described(run)
