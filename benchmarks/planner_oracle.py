@@ -18,9 +18,11 @@ import numpy.typing as npt
 from benchmarks.planner_runs import WINDOW_S, Run, Scene, run_schedule, run_static
 from benchmarks.planner_schedule import Change, Rule, Schedule, tidy
 
-ALL_SPLITS_UP_TO = 16
+ALL_SPLITS_UP_TO = 8
 """GPUs; with more, splits are searched from coarse to fine."""
 _COARSE_PARTS = 8
+_HOPELESS = 0.9
+"""Splits with more prefill workers are not tried once one attains less than this part of the best."""
 _PRICES_S = (1.0, 4.0, 15.0)
 """Of one move in the first guess: seconds of one GPU's share of the load."""
 _LEADS_S = (3.0, 8.0, -4.0)
@@ -46,12 +48,17 @@ class Oracle:
 
 def static_runs(scene: Scene) -> dict[int, Run]:
     """By prefill workers: every split of up to ``ALL_SPLITS_UP_TO`` GPUs; of more, every eighth of the GPUs
-    and then, in halves of that step, the neighbours of the best so far. 0 is no disaggregation."""
+    as long as that is not hopeless, and then, in halves of that step, the neighbours of the best so far. 0 is
+    no disaggregation."""
     size = scene.num_gpus
     if size <= ALL_SPLITS_UP_TO:
         return {num_prefill: run_static(scene, num_prefill) for num_prefill in range(size)}
     step = size // _COARSE_PARTS
-    runs = {num_prefill: run_static(scene, num_prefill) for num_prefill in range(0, size, step)}
+    runs: dict[int, Run] = {}
+    for num_prefill in range(0, size, step):
+        runs[num_prefill] = run_static(scene, num_prefill)
+        if runs[num_prefill].num_met < _HOPELESS * max(run.num_met for run in runs.values()):
+            break
     while (step := step // 2) >= 1:
         best = max(runs, key=lambda num_prefill: runs[num_prefill].num_met)
         for near in (best - step, best + step):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from planner.capacity import WorkerKind
 from planner.decision import PlanDecision, Verdict
-from planner.demand import Demand
+from planner.estimate import Estimate
 from planner.observation import ObservedWorker
 from planner.prediction import Predict
 from planner.rate_forecast import RateForecaster
@@ -48,21 +48,32 @@ class CountChooser:
         seen: Mapping[str, int],
         wanted: Mapping[str, int],
         kinds: Mapping[str, WorkerKind],
-        demand: Demand | None,
+        load: Estimate | None,
+        leaving: Mapping[str, int],
     ) -> PlanDecision:
         """The decision, with other counts where the load asks for them.
 
         Args:
             seen: when each worker was first seen: greater is younger.
             wanted: workers that shapes have been asked to have.
-            demand: the load of now; None where nothing is known of it.
+            load: of now; None where nothing is known of it.
+            leaving: workers that drain, by shape.
         """
-        if demand is None and not self._is_silent:
+        if load is None and not self._is_silent:
             return decision
         ahead = self._forecaster.forecast(self._sizer.startup_s)
         names = [shape.name for shape in self._settings.shapes]
         there = dict.fromkeys(names, 0) | Counter(worker.report.shape for worker in workers)
-        sizing = self._sizer.size(decision.at_s, kinds, {**there, **wanted}, there, demand, ahead)
+        sizing = self._sizer.size(
+            decision.at_s,
+            kinds,
+            {**there, **wanted},
+            there,
+            None if load is None else load.demand,
+            ahead,
+            0.0 if load is None else load.rate_error,
+            leaving,
+        )
         inputs = dict(decision.inputs)
         if ahead is not None:
             inputs |= {"forecast_rps": ahead.mean_rps, "forecast_high_rps": ahead.high_rps}

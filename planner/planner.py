@@ -6,6 +6,7 @@ workers that are there; where counts are free, the fewest workers are found that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -124,8 +125,8 @@ class Planner:
             decision = self._decision(hold, choice, load)
         if self._counts is None:
             return decision
-        demand = None if load is None else load.demand
-        return self._counts.decide(decision, workers, self._seen, observation.wanted, kinds, demand)
+        leaving = Counter(w.report.shape for w in observation.workers if w.report.draining)
+        return self._counts.decide(decision, workers, self._seen, observation.wanted, kinds, load, leaving)
 
     def _decision(self, hold: PlanDecision, choice: Choice, load: Estimate) -> PlanDecision:
         gpus = {shape.name: shape.gpus_per_worker for shape in self._settings.shapes}

@@ -24,6 +24,10 @@ LATE_FACTOR, LATE_S = 2.0, 60.0
 """Workers that have not come after this many start-up times and seconds are taken not to come..."""
 GIVEN_UP_S = 300.0
 """...and are not asked for again for so long."""
+MARGIN = 0.1
+"""Fewer workers must be enough for a load this much greater..."""
+DOUBT = 2.0
+"""...and for the load as it may be, so many standard errors up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,8 @@ class Sizer:
         present: Mapping[str, int],
         demand: Demand | None,
         ahead: RateForecast | None,
+        rate_error: float = 0.0,
+        leaving: Mapping[str, int] | None = None,
     ) -> Sizing | None:
         """
         Args:
@@ -70,6 +76,8 @@ class Sizer:
             present: ...and there.
             demand: the load of now; None: there is none.
             ahead: the rate when a worker asked for now will have started.
+            rate_error: standard error of the demand's rate, as a share of it.
+            leaving: workers that finish what they have, by shape: they hold their GPUs until then.
 
         Returns:
             None if nothing should change.
@@ -81,15 +89,20 @@ class Sizer:
             needed, attainment = {shape.name: shape.min_workers for shape in shapes}, 1.0
         else:
             needed, attainment = self._fewest(shapes, kinds, wanted, demand, ahead)
-        needed = self._with_spares(shapes, needed)
+        needed = enough = self._with_spares(shapes, needed)
+        if demand is not None and any(num < wanted[name] for name, num in needed.items()):
+            # Whoever is let go must not be missed a moment later, when the load looks a little greater.
+            more = replace(demand, rate_rps=demand.rate_rps * (1.0 + MARGIN + DOUBT * rate_error))
+            fewer, _ = self._fewest(shapes, kinds, wanted, more, ahead)
+            enough = {name: max(num, needed[name]) for name, num in self._with_spares(shapes, fewer).items()}
         counts = {
-            name: num if num >= wanted[name] else min(self._lately(now_s, name, num), wanted[name])
+            name: num if num >= wanted[name] else min(self._lately(now_s, name, enough[name]), wanted[name])
             for name, num in needed.items()
         }
-        self._remember(now_s, needed)
+        self._remember(now_s, enough)
         for shape in shapes:  # bounds hold at once
             counts[shape.name] = min(max(counts[shape.name], shape.min_workers), shape.max_workers)
-        counts = self._within_budget(shapes, counts, wanted)
+        counts = self._within_budget(shapes, counts, wanted, leaving or {})
         changed = {name: num for name, num in counts.items() if num != wanted[name]}
         if not changed:
             return None
@@ -203,12 +216,16 @@ class Sizer:
         return replace(shape, max_workers=most)
 
     def _within_budget(
-        self, shapes: Sequence[PlannedShape], counts: dict[str, int], wanted: Mapping[str, int]
+        self,
+        shapes: Sequence[PlannedShape],
+        counts: dict[str, int],
+        wanted: Mapping[str, int],
+        leaving: Mapping[str, int],
     ) -> dict[str, int]:
-        """Shapes that grow wait until those that shrink have made room."""
+        """Shapes that grow wait until those that shrink, and workers that leave, have made room."""
 
         def held() -> dict[str, int]:
-            return {name: max(num, wanted[name]) for name, num in counts.items()}
+            return {name: max(num, wanted[name]) + leaving.get(name, 0) for name, num in counts.items()}
 
         for shape in shapes:
             while counts[shape.name] > max(shape.min_workers, wanted[shape.name]) and not self._fits(

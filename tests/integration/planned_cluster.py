@@ -70,15 +70,21 @@ def planned_cluster(
     mode: str,
     slo: dict[str, float] | None = None,
     prefill_ms_per_1k_tokens: float = 50.0,
+    shape: dict[str, Any] | None = None,
     **settings: dict[str, Any],
 ) -> Iterator[PlannedCluster]:
-    """Four workers, one of them for prefill; ``settings`` are sections of the configuration."""
+    """Four workers, one of them for prefill, unless ``shape`` says else.
+
+    Args:
+        settings: sections of the configuration.
+    """
     port = free_port()
     config = run_dir / "planned.yaml"
     configuration = _configuration(model_path, port, mode)
     (model,) = configuration["models"]
     model["slo"] |= slo or {}
     model["shapes"][0]["mock"]["prefill_ms_per_1k_tokens"] = prefill_ms_per_1k_tokens
+    model["shapes"][0] |= shape or {}
     for section, values in settings.items():
         configuration[section] |= values
     config.write_text(json.dumps(configuration))

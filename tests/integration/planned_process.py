@@ -3,7 +3,8 @@
     python -m tests.integration.planned_process CONFIG
 
 Each line is a JSON mapping of worker ids to roles, assigned all at once; the answer is a line with the moment
-they were asked for, on the machine's monotonic clock. The end of the input ends the cluster.
+they were asked for, on the machine's monotonic clock. The end of the input ends the cluster. All the while
+it says what replicas of workers there are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def main() -> None:
 
         from core.types import Role
         from deploy.settings import APP_NAME, REGISTRY_NAME
+        from tests.integration.replica_watch import watch_replicas
 
+        watch_replicas()
         print(READY, flush=True)
         for line in sys.stdin:
             registry = serve.get_deployment_handle(REGISTRY_NAME, APP_NAME)

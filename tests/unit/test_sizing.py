@@ -270,3 +270,16 @@ def test_prompts_only_and_answers_only_ask_for_workers_too() -> None:
     long_prompts, long_answers = demand(60.0, 6000.0, 20.0), demand(30.0, 100.0, 1500.0)
     assert Counts().after(1, long_prompts)["s"] > 2
     assert Counts().after(1, long_answers)["s"] > 2
+
+
+def test_workers_that_leave_hold_their_gpus_until_they_are_gone() -> None:
+    counts = Counts(shape(min_workers=1, max_workers=8), gpu_budget=4.0)
+    sizer, name = counts.sizer, counts.settings.shapes[0].name
+    busy = (1.0, counts.kinds, {name: 2}, {name: 2}, BUSY, None, 0.0)
+    all_four = sizer.size(*busy)
+    assert all_four is not None
+    assert all_four.counts == {name: 4}
+    assert sizer.size(*busy, leaving={name: 2}) is None
+    one = sizer.size(*busy, leaving={name: 1})
+    assert one is not None
+    assert one.counts == {name: 3}
