@@ -69,17 +69,16 @@ class RateForecaster:
             self._bins.clear()
             self._fit, self._filling, self._bin_end_s = None, 0.0, now_s - seconds + BIN_S
         self._last_s = now_s
-        start_s = now_s - seconds
+        start_s, num_left = now_s - seconds, float(num_arrived)
         while now_s >= self._bin_end_s:  # what falls into a bin that ends is its share of the time
             share = (self._bin_end_s - start_s) / seconds if seconds > 0 else 1.0
             share = min(max(share, 0.0), 1.0)  # it may have ended before they began to be counted
-            self._bins.append(self._filling + num_arrived * share)
-            num_arrived_left = num_arrived * (1.0 - share)
+            self._bins.append(self._filling + num_left * share)
             seconds, start_s = now_s - self._bin_end_s, self._bin_end_s
-            num_arrived, self._filling = num_arrived_left, 0.0  # type: ignore[assignment]
+            num_left, self._filling = num_left * (1.0 - share), 0.0
             self._bin_end_s += BIN_S
             self._num_new += 1
-        self._filling += num_arrived
+        self._filling += num_left
 
     def forecast(self, horizon_s: float) -> RateForecast | None:
         """The rate ``horizon_s`` from now; None while too little is known."""

@@ -126,12 +126,11 @@ class PredictivePolicy(LeastLoadPolicy):
 
     def _best_prefill_of(self, prefills: Sequence[Candidate], request: RoutingRequest) -> _Prefill:
         """Workers with many answers left help out only."""
-        busy = [candidate for candidate in prefills if _spares_answers(candidate, request)]
-        if not busy:
+        free, busy = [], []
+        for candidate in prefills:
+            (busy if _spares_answers(candidate, request) else free).append(candidate)
+        if not free or not busy:
             return self._best_prefill(_prefills_on(prefills, request), request)
-        free = [candidate for candidate in prefills if candidate not in busy]
-        if not free:
-            return self._best_prefill(_prefills_on(busy, request), request)
         best = self._best_prefill(_prefills_on(free, request), request)
         return _best_beside_answers(busy, request, best) or best
 
