@@ -126,7 +126,8 @@ class PredictivePolicy(LeastLoadPolicy):
 
     def _best_prefill_of(self, prefills: Sequence[Candidate], request: RoutingRequest) -> _Prefill:
         """Workers with many answers left help out only."""
-        free, busy = [], []
+        free: list[Candidate] = []
+        busy: list[Candidate] = []
         for candidate in prefills:
             (busy if _spares_answers(candidate, request) else free).append(candidate)
         if not free or not busy:
