@@ -19,7 +19,8 @@ from router.app import FrontDoor, build_openai_app, front_end_config, parse_fron
 from router.cluster_view import ClusterView
 from router.engine_client import RelayEngineClient
 from router.policy import LeastLoadPolicy
-from router.relay import Relay, RelayConfig
+from router.lap_context import RelayConfig
+from router.relay import Relay
 from router.trace import TraceLog
 from router.tracker import RequestTracker
 from router.traffic_counter import TrafficCounter

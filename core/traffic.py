@@ -76,3 +76,5 @@ class TrafficSummary:
     """...and their prompt tokens."""
     num_ongoing: int = 0
     """Now in flight, waiting ones among them."""
+    suspects: dict[str, int] = field(default_factory=dict)
+    """How often this router has stopped sending to a worker that failed its requests, by incarnation."""

@@ -68,6 +68,8 @@ class WorkerReport:
     """Which heartbeat this is since the engine's start: a report may be seen more than once."""
     steps: tuple[StepObservation, ...] = ()
     """A few of the steps since the heartbeat before, all in ``role``."""
+    trouble: str = ""
+    """Why it is quarantined: there, draining, to be given nothing new. Empty for a worker that is well."""
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -80,6 +82,8 @@ class DesiredState:
 
     role: Role
     draining: bool = False
+    quarantined: str = ""
+    """Why it is to give back what it has and be replaced; empty for a worker that is well."""
     peers: tuple[KvPeer, ...] = ()
     """Workers of the same model whose KV this worker may pull: connect before the first handoff."""
 
@@ -90,6 +94,17 @@ class KvPeer:
 
     incarnation: str
     address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspectNode:
+    """A node on which workers of a shape keep dying."""
+
+    shape: str
+    node_id: str
+    num_deaths: int
+    """Lately, starts that failed among them."""
+    last_reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +120,5 @@ class Snapshot:
     workers: tuple[WorkerReport, ...] = ()
     num_routers: int = 1
     """Routers that have asked for a snapshot lately."""
+    suspect_nodes: tuple[SuspectNode, ...] = ()
+    """No part of the membership: a change of them alone makes no new epoch."""

@@ -61,6 +61,8 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         self._metrics = metrics
         self._outboxes: dict[str, Outbox] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.keeps_promises = True
+        """Whether what was promised room is still taken once the gate takes nothing new."""
         self._reservations = Reservations(
             info.num_kv_blocks * info.block_size_tokens, _RESERVATION_TTL_S, clock
         )
@@ -68,14 +70,15 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
     async def Attach(
         self, message: worker_pb2.AttachRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[worker_pb2.Frame]:
-        previous = self._outboxes.pop(message.router_id, None)
-        if previous is not None:
-            await previous.close()
+        previous = self._outboxes.get(message.router_id)
+        # At once: of two streams that come together the later one is the router's.
         outbox = self._outboxes[message.router_id] = Outbox()
         try:
+            if previous is not None:
+                await previous.close()
             load = self._engine.load()
             yield worker_pb2.Frame(load=load_to_proto(load))
-            while True:
+            while not outbox.closed:
                 deltas = await outbox.take(LOAD_BEAT_S)
                 told, load = load, self._engine.load()
                 if deltas or load != told:
@@ -106,8 +109,10 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         outbox = self._outboxes.get(message.router_id)
         if outbox is None or outbox.closed:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "attach first")
+        if request_id in self._tasks:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"request {request_id!r} runs already")
         try:
-            if not reserved:  # a promise is kept, also by a worker that has begun to drain
+            if not (reserved and self.keeps_promises):
                 self._gate.check()
         except RequestRefused as refusal:
             self._metrics.refused(Role.DECODE, type(refusal).__name__.lower())
@@ -133,6 +138,23 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         except WorkerLost as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return worker_pb2.AbortReply()
+
+    def hand_back(self, reason: str) -> int:
+        """Ends everything that runs here; its routers are told to go on with it on another worker.
+
+        Returns:
+            How many requests that were.
+        """
+        error, num_ended = WorkerLost(reason), 0
+        for outbox in self._outboxes.values():
+            for request_id, task in outbox.tasks.items():
+                if task.done() or task.cancelling():
+                    continue
+                # A task that has been cancelled pushes nothing more: this is the last word.
+                task.cancel()
+                outbox.push(_failure(request_id, worker_pb2.Failure.TRY_ELSEWHERE, error))
+                num_ended += 1
+        return num_ended
 
     def _ended(self, outbox: Outbox, request_id: str) -> None:
         outbox.tasks.pop(request_id, None)

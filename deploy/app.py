@@ -25,9 +25,9 @@ from deploy.settings import (
     PLANNER_NAME,
     REGISTRY_NAME,
     ROUTER_NAME,
-    SHUTDOWN_SLACK_S,
     bind_host,
     router_settings,
+    shutdown_limit_s,
     worker_deployment_name,
     worker_settings,
 )
@@ -116,7 +116,7 @@ def _worker_deployment(config: BatonConfig, shape: ShapeConfig) -> serve.Deploym
     return serve.deployment(
         name=worker_deployment_name(shape.name),
         max_ongoing_requests=_INTERNAL_CALLS,
-        graceful_shutdown_timeout_s=config.drain_timeout_s + SHUTDOWN_SLACK_S,
+        graceful_shutdown_timeout_s=shutdown_limit_s(config),
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=1,
         health_check_timeout_s=30,

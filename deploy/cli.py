@@ -116,7 +116,7 @@ def _serve_here(config: BatonConfig, reporter: Reporter | None) -> None:
             reporter.ready(cluster.mark)
         else:
             messages().print("Ctrl-C lets requests finish and stops it; a second Ctrl-C ends it at once.")
-        wait_for_signal()
+        wait_for_signal(cluster)
 
 
 def _serve_detached(config_file: Path, config: BatonConfig) -> None:
@@ -146,9 +146,9 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the router answers.")] = False,
 ) -> None:
-    """Show pools and workers: roles, states, load, KV cache use."""
+    """Show pools and workers: roles, states, load, KV cache use; who is quarantined, and why."""
     from deploy.cli_output import output
-    from deploy.cli_tables import pools_table, workers_table
+    from deploy.cli_tables import pools_table, troubles, workers_table
     from deploy.cluster import fetch_status
 
     answer = fetch_status(url_of(target))
@@ -156,6 +156,8 @@ def status(
         typer.echo(json.dumps(answer, indent=1))
         return
     output().print(pools_table(answer["workers"]), workers_table(answer["workers"]))
+    for line in troubles(answer["workers"], answer.get("suspect_nodes", ())):
+        output().print(f"[red]![/] {escape(line)}", soft_wrap=True)
 
 
 @app.command(

@@ -8,10 +8,12 @@ from typing import Any
 from rich.table import Table
 
 _ROLE_ORDER = {"prefill": 0, "decode": 1}
-_STATE_STYLE = {"ready": "green", "draining": "yellow", "unreachable": "red"}
+_STATE_STYLE = {"ready": "green", "draining": "yellow", "unreachable": "red", "failing": "red", "quarantined": "red"}
 
 Worker = Mapping[str, Any]
 """One entry of ``workers`` in a router's /baton/status."""
+SuspectNode = Mapping[str, Any]
+"""One entry of ``suspect_nodes`` there."""
 
 
 def pools_table(workers: Sequence[Worker]) -> Table:
@@ -57,6 +59,20 @@ def workers_table(workers: Sequence[Worker]) -> Table:
             )
         table.add_section()
     return table
+
+
+def troubles(workers: Sequence[Worker], suspect_nodes: Sequence[SuspectNode]) -> list[str]:
+    """A line for each worker in quarantine and each node on which workers keep dying."""
+    lines = [
+        f"{worker['worker_id']} is quarantined: {worker['trouble']}"
+        for worker in workers
+        if worker.get("trouble")
+    ]
+    return lines + [
+        f"workers of shape {node['shape']} keep dying on node {node['node_id'][:12]}: "
+        f"{node['num_deaths']} in the last minutes, the last one: {node['last_reason']}"
+        for node in suspect_nodes
+    ]
 
 
 def _pools(workers: Sequence[Worker]) -> dict[tuple[str, str], list[Worker]]:

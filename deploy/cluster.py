@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from core.errors import StartupError
 from deploy import serve_app
@@ -31,12 +32,13 @@ from deploy.settings import (
     PLANNER_NAME,
     REGISTRY_NAME,
     ROUTER_NAME,
-    SHUTDOWN_SLACK_S,
+    shutdown_limit_s,
     worker_deployment_name,
 )
 
 _POLL_S = 0.25
 _DELETE_SLACK_S = 5.0
+_RAY_PROCESSES = frozenset({"gcs_server", "raylet"})
 _RAY_QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 
 
@@ -55,6 +57,8 @@ class Cluster:
         self._deployed = False
         self._ready = False
         self._owns_serve = False
+        self._ray_processes: list[psutil.Process] = []
+        """Without any one of them there is no Ray."""
         self.log_dir: Path | None = None
         """Where Ray keeps the logs of every process, once Ray runs."""
 
@@ -126,6 +130,8 @@ class Cluster:
                 **options,
             )
         self.log_dir = _log_dir(context)
+        children = psutil.Process().children()
+        self._ray_processes = [child for child in children if child.name() in _RAY_PROCESSES]
 
     def _join_ray(self, address: str) -> None:
         import ray
@@ -185,6 +191,10 @@ class Cluster:
         # The planner may have changed it already.
         return num_ready >= min(shape.count, serve_app.num_running(worker_deployment_name(shape.name)))
 
+    def lost_process(self) -> str | None:
+        """The process of its own Ray that has died, if one has: nothing can be served then."""
+        return next((each for each, alive in map(_name_and_life, self._ray_processes) if not alive), None)
+
     # End.
 
     def stop(self) -> None:
@@ -209,7 +219,7 @@ class Cluster:
         owns_ray = self._config.ray.address is None
         if not self._deployed or (owns_ray and not self._ready):
             return  # nothing was served yet: the end of Ray is the end of it all
-        serve_app.delete(self._config.drain_timeout_s + SHUTDOWN_SLACK_S + _DELETE_SLACK_S)
+        serve_app.delete(shutdown_limit_s(self._config) + _DELETE_SLACK_S)
         if self._owns_serve:
             serve_app.shut_serve_down_if_unused()
 
@@ -241,6 +251,13 @@ def fetch_status(url: str, timeout_s: float = 5.0) -> dict[str, Any]:
         return response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise StartupError(f"no Baton router answers at {url}: {error}") from error
+
+
+def _name_and_life(process: psutil.Process) -> tuple[str, bool]:
+    try:
+        return process.name(), process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return "a process", False
 
 
 def _log_dir(context: Any) -> Path | None:

@@ -184,9 +184,14 @@ class RouterConfig(_Section):
     stream_hard_stop_s: PositiveCount = 3600
     """How long a stream may go on, in seconds, after the set of router replicas has changed."""
     prefill_timeout_s: PositiveSeconds = 60.0
-    """Seconds after which a prefill worker is late and the request goes on elsewhere."""
-    stall_timeout_s: PositiveSeconds = 120.0
-    """Seconds without a token after which a decode worker counts as dead for that request."""
+    """Seconds in which a worker must give a request its first token; then the request goes on elsewhere."""
+    stall_timeout_s: PositiveSeconds = 30.0
+    """Seconds for which a decode worker may then be silent; after that the answer goes on elsewhere."""
+    resume_timeout_s: PositiveSeconds = 30.0
+    """Seconds that a request which has lost its worker waits, if no other one is there, until it fails."""
+    max_retries: Count = 3
+    """Times a request goes on elsewhere after it has lost a worker. A request that ends every engine it runs
+    on ends one more than that."""
     chat_template: ModelPath | None = None
     """Path of a Jinja chat template. Null takes the model's own."""
     vllm_args: tuple[str, ...] = ()
@@ -267,4 +272,7 @@ class BatonConfig(_Section):
     startup_timeout_s: PositiveSeconds = 600.0
     """Seconds in which a worker must load its model and be ready."""
     drain_timeout_s: PositiveSeconds = 120.0
-    """Seconds a worker that shuts down may take to finish what it has."""
+    """Seconds a worker that shuts down may take to finish what it has. Then streams go on elsewhere."""
+    hang_timeout_s: PositiveSeconds = 20.0
+    """Seconds an engine may not answer, which must be longer than its longest step. Then its streams go on
+    elsewhere and it gets no requests until it answers; after three times as long Ray Serve replaces it."""

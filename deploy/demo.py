@@ -86,7 +86,7 @@ def run_demo(*, keep: bool) -> None:
             _show_burst(asyncio.run(send_burst(cluster.url, config.models[0].name)), cluster.url)
             if keep:
                 output().print(f"serving at {cluster.url}/v1 until Ctrl-C", soft_wrap=True)
-                wait_for_signal()
+                wait_for_signal(cluster)
         progress("stopped; no process is left")
 
 

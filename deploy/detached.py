@@ -29,7 +29,7 @@ from deploy.cluster import service_url
 from deploy.config_schema import BatonConfig
 from deploy.processes import MARK, end_marked
 from deploy.progress import Progress
-from deploy.settings import SHUTDOWN_SLACK_S
+from deploy.settings import shutdown_limit_s
 
 EXIT_CONFIG = 2
 _STOP_SLACK_S = 20.0
@@ -116,7 +116,7 @@ def start(config_path: Path, config: BatonConfig, progress: Progress) -> Detache
         url=service_url(config),
         config=str(config_path),
         log=str(log),
-        stop_timeout_s=config.drain_timeout_s + SHUTDOWN_SLACK_S + _STOP_SLACK_S,
+        stop_timeout_s=shutdown_limit_s(config) + _STOP_SLACK_S,
     )
     _write(run)
     try:

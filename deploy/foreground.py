@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -15,6 +16,7 @@ from deploy.config_schema import BatonConfig
 from deploy.progress import Progress
 
 _KILLED = 128 + signal.SIGKILL
+_WATCH_S = 0.5
 
 
 @contextlib.contextmanager
@@ -45,10 +47,23 @@ def running_cluster(config: BatonConfig, progress: Progress) -> Iterator[Cluster
                 os._exit(_KILLED)
 
 
-def wait_for_signal() -> None:
-    """Returns at SIGINT or SIGTERM; to be called inside :func:`running_cluster`."""
+def wait_for_signal(cluster: Cluster) -> None:
+    """Returns at SIGINT or SIGTERM; to be called inside :func:`running_cluster`.
+
+    If the cluster's own Ray dies, this program ends with exit status 1, and every process of the cluster too:
+    nobody could serve or be told to stop any more, and Ray's own goodbye would wait for Ray.
+    """
     with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
+        never = threading.Event()
+        while (lost := cluster.lost_process()) is None:
+            never.wait(_WATCH_S)
+        print(
+            f"error: Ray's {lost} has died, so nothing can be served; logs: {cluster.log_dir}",
+            file=sys.stderr,
+        )
+        sys.stderr.flush()
+        cluster.kill()
+        os._exit(1)
 
 
 @contextlib.contextmanager

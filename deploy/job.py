@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         config = inside_cluster(load_config(arguments[0]))
         with phase_lines() as progress, running_cluster(config, progress) as cluster:
             print(f"ready: {cluster.url}/v1", flush=True)
-            wait_for_signal()
+            wait_for_signal(cluster)
     except Exception as error:
         return report(error)
     except KeyboardInterrupt:

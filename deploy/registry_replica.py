@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from dataclasses import replace
@@ -15,8 +16,10 @@ from deploy.node import node_host
 from planner.observation import Observation
 from planner.registry import Registry, RegistryConfig
 from telemetry.exporter import ScrapeTarget, http_sd, new_registry, start_exporter, worker_targets
-from telemetry.logs import configure_logging
+from telemetry.logs import configure_logging, fields
 from telemetry.registry_metrics import RegistryMetrics
+
+logger = logging.getLogger(__name__)
 
 _ROUTER_TTL_S = 30.0
 _ROUTER_AWAY_S = 5.0
@@ -66,11 +69,16 @@ class RegistryReplica:
                 await self._changed.wait_for(lambda: self._registry.is_to_change(report))
         return self._registry.desired_state(report)
 
-    async def leave(self, worker_id: str, incarnation: str) -> None:
-        """A worker says goodbye: it need not be waited for."""
+    async def leave(self, worker_id: str, incarnation: str, died_of: str = "") -> float:
+        """A worker says goodbye: it need not be waited for. See :meth:`planner.registry.Registry.leave`."""
         before = self._registry.epoch
-        self._registry.leave(worker_id, incarnation)
-        await self._wake(before, left=worker_id)
+        delay_s = self._registry.leave(worker_id, incarnation, died_of)
+        await self._wake(before, left=worker_id, died=bool(died_of))
+        return delay_s
+
+    async def start_failed(self, shape: str, node_id: str, reason: str) -> float:
+        """See :meth:`planner.registry.Registry.start_failed`."""
+        return self._registry.start_failed(shape, node_id, reason)
 
     async def assign_role(self, worker_id: str, role: Role) -> None:
         """Sets a worker's desired role and tells it at once, by the answer to the heartbeat that is open.
@@ -107,7 +115,9 @@ class RegistryReplica:
         Returns:
             None while the registry is rebuilding after a start.
         """
+        before = self._registry.epoch
         self._registry.router_heard(traffic)
+        await self._wake(before)
         self._routers[traffic.router_id] = (metrics_address, time.monotonic())
         until_s = time.monotonic() + wait_s
         while True:
@@ -147,17 +157,18 @@ class RegistryReplica:
         oldest_s = time.monotonic() - age_s
         return [address for address, seen_at_s in self._routers.values() if seen_at_s > oldest_s]
 
-    async def _wake(self, epoch_before: int, left: str | None = None) -> None:
-        self._count_changes(left)
+    async def _wake(self, epoch_before: int, left: str | None = None, *, died: bool = False) -> None:
+        self._count_changes(left, died=died)
         if self._registry.epoch != epoch_before:
             async with self._changed:
                 self._changed.notify_all()
 
-    def _count_changes(self, left: str | None = None) -> None:
-        """Counts who dropped out and who changed roles since the last look.
+    def _count_changes(self, left: str | None = None, *, died: bool = False) -> None:
+        """Counts who dropped out, who changed roles and who was quarantined since the last look.
 
         Args:
             left: the worker that has just said goodbye, if one has.
+            died: it did so because its engine has died.
         """
         if self._registry.epoch == self._counted_epoch:
             return
@@ -166,8 +177,13 @@ class RegistryReplica:
         for worker_id, before in self._seen.items():
             now = members.get(worker_id)
             if now is None:
-                reason = "left" if worker_id == left else "silent"
+                reason = "silent" if worker_id != left else "died" if died else "left"
                 self._metrics.worker_dropped(before.model, reason)
             elif before.role_assigned and now.role is not before.role:
                 self._metrics.role_switched(now.model, before.role, now.role)
+        for worker_id, now in members.items():
+            known = self._seen.get(worker_id)
+            if now.trouble and not (known and known.trouble and known.incarnation == now.incarnation):
+                self._metrics.worker_quarantined(now.model)
+                logger.warning("worker quarantined", extra=fields(worker=worker_id, reason=now.trouble))
         self._seen = members

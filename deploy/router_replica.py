@@ -16,6 +16,7 @@ from core.table_step_time import TableStepTime
 from core.traffic import TrafficSummary
 from core.types import Snapshot
 from deploy.node import node_host
+from deploy.serve_log import keep_serve_log
 from deploy.settings import RouterSettings
 from router.cluster_view import ClusterView
 from router.policies import make_policy
@@ -55,6 +56,7 @@ class RouterReplica:
         self._router_id = uuid.uuid4().hex[:12]
         self._traffic = TrafficCounter(self._router_id)
         configure_logging(f"router-{self._router_id}")
+        keep_serve_log()
 
     async def __serve_build_asgi_app__(self) -> Any:
         # Here, not at the top: the process that only names this class needs no vLLM.
@@ -62,7 +64,8 @@ class RouterReplica:
         from router.app import FrontDoor, build_openai_app, front_end_config, parse_front_end_args
         from router.engine_client import RelayEngineClient
         from router.planner_api import planner_routes
-        from router.relay import Relay, RelayConfig
+        from router.lap_context import RelayConfig
+        from router.relay import Relay
         from router.tracker import RequestTracker
 
         settings, clock = self._settings, MonotonicClock()
@@ -89,7 +92,11 @@ class RouterReplica:
             self._view,
             make_policy(settings.policy),
             RelayConfig(
-                prefill_timeout_s=settings.prefill_timeout_s, stall_timeout_s=settings.stall_timeout_s
+                prefill_timeout_s=settings.prefill_timeout_s,
+                stall_timeout_s=settings.stall_timeout_s,
+                resume_timeout_s=settings.resume_timeout_s,
+                max_retries=settings.max_retries,
+                replays=settings.replays,
             ),
             clock,
             limits=settings.admission,
@@ -166,6 +173,7 @@ class RouterReplica:
             num_waiting=self._relay.num_waiting,
             waiting_prompt_tokens=self._relay.waiting_prompt_tokens,
             num_ongoing=self._tracker.num_ongoing,
+            suspects=self._view.suspects(),
         )
 
     async def _take(self, snapshot: Snapshot) -> None:

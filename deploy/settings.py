@@ -16,7 +16,7 @@ from simulator.profiles.files import find_profile
 
 APP_NAME = "baton"
 LOOPBACK = "127.0.0.1"
-SHUTDOWN_SLACK_S = 15.0
+_SHUTDOWN_SLACK_S = 15.0
 """What ending an engine may take after the drain."""
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 REGISTRY_NAME = "Registry"
@@ -57,6 +57,7 @@ class WorkerSettings:
     heartbeat_s: float
     startup_timeout_s: float
     drain_timeout_s: float
+    hang_timeout_s: float
     bind_host: str | None
     """Address for the worker's ports; None is the node's own."""
     cluster_key: bytes = field(repr=False)
@@ -81,10 +82,19 @@ class RouterSettings:
     max_ongoing_requests: int
     prefill_timeout_s: float
     stall_timeout_s: float
+    resume_timeout_s: float
+    max_retries: int
+    replays: bool
+    """Whether every engine can begin an answer with given tokens: vLLM cannot under speculative decoding."""
     ttft_slo_s: float
     tpot_slo_s: float
     startup_timeout_s: float
     bind_host: str | None
+
+
+def shutdown_limit_s(config: BatonConfig) -> float:
+    """What a worker's end may take: requests finish or are handed back, its KV is pulled, its engine ends."""
+    return config.drain_timeout_s + config.kv_transfer.lease_s + _SHUTDOWN_SLACK_S
 
 
 def worker_deployment_name(shape: str) -> str:
@@ -117,6 +127,7 @@ def worker_settings(
         heartbeat_s=config.registry.heartbeat_s,
         startup_timeout_s=config.startup_timeout_s,
         drain_timeout_s=config.drain_timeout_s,
+        hang_timeout_s=config.hang_timeout_s,
         bind_host=bind_host(config),
         cluster_key=cluster_key,
     )
@@ -148,6 +159,9 @@ def router_settings(config: BatonConfig, model: ModelConfig) -> RouterSettings:
         max_ongoing_requests=config.router.max_ongoing_requests,
         prefill_timeout_s=config.router.prefill_timeout_s,
         stall_timeout_s=config.router.stall_timeout_s,
+        resume_timeout_s=config.router.resume_timeout_s,
+        max_retries=config.router.max_retries,
+        replays=not any(shape.engine_args.get("speculative_config") for shape in model.shapes),
         ttft_slo_s=model.slo.ttft_ms / 1000,
         tpot_slo_s=model.slo.tpot_ms / 1000,
         startup_timeout_s=config.startup_timeout_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from typing import Any
@@ -15,14 +16,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ray import serve
 
 from baton_proto import worker_pb2, worker_pb2_grpc
+from baton_proto.channel import SERVER_OPTIONS
 from core.clock import MonotonicClock
 from core.errors import KvHandleError, StartupError, WorkerLost
 from core.types import DesiredState, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.leg import DecodeLeg
 from deploy.engines import start_engine
+from deploy.hang_watch import HangWatch
 from deploy.node import node_host
+from deploy.serve_log import keep_serve_log
 from deploy.settings import WorkerSettings
+from engine.base import Engine
 from engine.cache_service import CacheFeedService
 from engine.gate import Gate
 from kv_transfer.handle import KvHandleCodec, KvIdentity
@@ -35,17 +40,12 @@ from telemetry.worker_metrics import WorkerMetrics
 logger = logging.getLogger(__name__)
 
 _ENGINE_WATCH_S = 0.25
+_PROBE_PERIOD_S = 1.0
+_TELL_TIMEOUT_S = 2.0
 _PULL_WATCH_S = 0.05
 _MIN_CALL_S = 1.0
 _QUEUE_FACTOR = 4
 """A worker holds at most this many times the engine's batch, queued requests included."""
-_GRPC_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.max_ping_strikes", 0),
-)
 
 
 class WorkerReplica:
@@ -69,8 +69,17 @@ class WorkerReplica:
         self._num_heartbeats = 0
         self._met_peers: set[str] = set()
         self._meeting: asyncio.Task[None] | None = None
+        self._announcing: asyncio.Task[None] | None = None
+        self._leaving = False
+        """It was told to go."""
+        self._hang = HangWatch(settings.hang_timeout_s)
+        self._quarantined = ""
+        """Why the registry wants it replaced; empty if it does not."""
+        self._replace_at_s = math.inf
+        """When a worker whose engine has died says so to Ray Serve."""
         configure_logging(self._worker_id)
-        self._engine, peer = await start_engine(settings, self._host)
+        keep_serve_log()
+        self._engine, peer = await self._start_engine()
         self._gate = Gate(_QUEUE_FACTOR * self._engine.info.max_num_seqs)
         clock = MonotonicClock()
         self._leases = LeaseKeeper(clock)
@@ -88,9 +97,18 @@ class WorkerReplica:
 
     # Start.
 
+    async def _start_engine(self) -> tuple[Engine, KvPeerAddress]:
+        try:
+            return await start_engine(self._settings, self._host)
+        except StartupError as error:
+            # Ray Serve tries again at once, and without end where the deployment has ever run.
+            delay_s = await self._tell("start_failed", self._settings.shape, self._node_id, str(error))
+            await asyncio.sleep(delay_s or 0.0)
+            raise
+
     async def _start_server(self, clock: MonotonicClock, peer: KvPeerAddress) -> tuple[grpc.aio.Server, str]:
         settings, info = self._settings, self._engine.info
-        server = grpc.aio.server(options=_GRPC_OPTIONS)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
         port = server.add_insecure_port(f"{self._host}:0")
         if not port:
             raise StartupError(f"no free port on {self._host} for the worker's gRPC server")
@@ -108,12 +126,10 @@ class WorkerReplica:
         worker_pb2_grpc.add_PrefillLegServicer_to_server(
             PrefillLeg(self._engine, codec, self._gate, leg_config, self._metrics), server
         )
-        worker_pb2_grpc.add_DecodeLegServicer_to_server(
-            DecodeLeg(
-                self._engine, codec, self._gate, self._leases, clock, self._metrics, lease_s=settings.lease_s
-            ),
-            server,
+        self._decode_leg = DecodeLeg(
+            self._engine, codec, self._gate, self._leases, clock, self._metrics, lease_s=settings.lease_s
         )
+        worker_pb2_grpc.add_DecodeLegServicer_to_server(self._decode_leg, server)
         worker_pb2_grpc.add_CacheFeedServicer_to_server(
             CacheFeedService(self._engine.cache_log, info.incarnation), server
         )
@@ -187,6 +203,7 @@ class WorkerReplica:
             load=load,
             heartbeat=self._num_heartbeats,
             steps=self._engine.take_steps(),
+            trouble=self._trouble,
         )
 
     def _apply(self, desired: DesiredState) -> bool:
@@ -195,6 +212,10 @@ class WorkerReplica:
         Returns:
             Whether there is something to report at once.
         """
+        if desired.quarantined and not self._quarantined:
+            self._quarantined = desired.quarantined
+            self._give_up()
+            return True
         if self._meeting is None or self._meeting.done():  # never in the heartbeat's way
             self._meeting = asyncio.create_task(self._meet(desired), name="meet peers")
         if desired.role is self._role and self._role_assigned:
@@ -223,35 +244,101 @@ class WorkerReplica:
             except (KvHandleError, WorkerLost) as error:
                 logger.info("peer not met yet", extra=fields(peer=peer.address, error=str(error)))
 
-    # End.
+    # Trouble.
+
+    @property
+    def _trouble(self) -> str:
+        """Why nothing should be sent here; empty if all is well."""
+        if self._quarantined or not self._hang.hung:
+            return self._quarantined
+        return f"its engine has not answered for {self._settings.hang_timeout_s:g} s"
 
     async def _watch_engine(self) -> None:
         """A dead engine leaves the cluster at once; Ray Serve replaces the replica."""
-        while not self._engine.dead:  # noqa: ASYNC110  the engine has no event to wait for
-            await asyncio.sleep(_ENGINE_WATCH_S)
+        probe: asyncio.Task[bool] | None = None
+        probed_at_s = time.monotonic()
+        while not self._engine.dead:
+            await asyncio.sleep(_ENGINE_WATCH_S)  # the engine has no event to wait for
+            now_s = time.monotonic()
+            if probe is not None:
+                self._hang.look(now_s)
+                if probe.done():
+                    if probe.result():
+                        self._hang.answered()
+                    probe = None
+                self._note_hang()
+            elif now_s - probed_at_s >= _PROBE_PERIOD_S:
+                probe, probed_at_s = asyncio.create_task(self._probe(), name="probe"), now_s
+        if probe is not None:
+            probe.cancel()
         logger.error("the engine died; leaving the cluster")
         self._tasks[0].cancel()
+        leaving = asyncio.create_task(self._leave("its engine died"), name="leave")
         await self._server.stop(grace=0)
-        await self._leave()
+        self._replace_at_s = time.monotonic() + await leaving
+
+    async def _probe(self) -> bool:
+        """Whether the engine answers, in the time it gives itself."""
+        try:
+            await self._engine.settle()
+        except WorkerLost:
+            return False
+        return True
+
+    def _note_hang(self) -> None:
+        """Gives up when the engine hangs, and takes requests again when it answers."""
+        if self._hang.hung and self._decode_leg.keeps_promises:
+            self._give_up()
+        elif not (self._hang.hung or self._quarantined or self._decode_leg.keeps_promises):
+            logger.warning("the engine answers again")
+            self._gate.draining, self._decode_leg.keeps_promises = self._leaving, True
+            self._metrics.set_draining(self._leaving)
+            self._announcing = asyncio.create_task(self._announce(), name="announce")
+
+    def _give_up(self) -> None:
+        """Takes nothing new and gives back what runs here."""
+        self._gate.draining, self._decode_leg.keeps_promises = True, False
+        self._metrics.set_draining(True)
+        num_requests = self._decode_leg.hand_back(self._trouble)
+        logger.error("quarantined", extra=fields(reason=self._trouble, requests_handed_back=num_requests))
+        self._announcing = asyncio.create_task(self._announce(), name="announce")
+
+    async def _announce(self) -> None:
+        """A heartbeat out of turn."""
+        await self._tell("heartbeat", self._report())
+
+    # End.
 
     async def check_health(self) -> None:
         """Called by Ray Serve.
 
         Raises:
-            RuntimeError: the engine is dead; the replica has to be replaced.
+            RuntimeError: the replica has to be replaced.
         """
         if self._engine.dead:
+            if time.monotonic() < self._replace_at_s:  # those before it died early, too
+                return
             raise RuntimeError("the engine died")
-        if self._tasks[0].done():
-            raise RuntimeError("the heartbeat ended")
+        if self._quarantined or self._hang.lost:
+            raise RuntimeError(self._trouble)
+        if any(task.done() for task in self._tasks):
+            raise RuntimeError("the heartbeat or the engine watch ended")
 
-    async def _leave(self) -> None:
+    async def _leave(self, died_of: str = "") -> float:
+        """See :meth:`planner.registry.Registry.leave`."""
+        return await self._tell("leave", self._worker_id, self._engine.info.incarnation, died_of) or 0.0
+
+    async def _tell(self, method: str, *arguments: Any) -> Any:
+        """Calls the registry; it may be away, which must not keep anybody here.
+
+        Returns:
+            Its answer, None without one.
+        """
         try:
-            await asyncio.wait_for(
-                self._registry.leave.remote(self._worker_id, self._engine.info.incarnation), 2.0
-            )
+            return await asyncio.wait_for(getattr(self._registry, method).remote(*arguments), _TELL_TIMEOUT_S)
         except Exception as error:
-            logger.info("left without a word", extra=fields(error=repr(error)))
+            logger.info("the registry was not told", extra=fields(what=method, error=repr(error)))
+            return None
 
     async def _wait_for_pulls(self) -> None:
         """Prompts prefilled here are still being pulled, for at most their lease."""
@@ -263,20 +350,19 @@ class WorkerReplica:
         """Ray Serve's shutdown hook: finish what is here, take nothing new, go."""
         if not hasattr(self, "_tasks"):
             return
-        self._gate.draining = True
+        self._leaving = self._gate.draining = True
         self._metrics.set_draining(True)
-        if not self._engine.dead:
-            try:
-                await asyncio.wait_for(self._registry.heartbeat.remote(self._report()), 2.0)
-            except Exception as error:
-                logger.info("draining unannounced", extra=fields(error=repr(error)))
+        if not (self._engine.dead or self._trouble):
+            await self._announce()
             if not await self._gate.drain(self._settings.drain_timeout_s):
-                logger.warning("drain timed out", extra=fields(requests=self._gate.num_inside))
+                self._decode_leg.keeps_promises = False
+                num_requests = self._decode_leg.hand_back("the worker has drained for as long as it may")
+                logger.warning("drain timed out", extra=fields(requests_handed_back=num_requests))
             await self._wait_for_pulls()
-        for task in (*self._tasks, self._meeting):
+        for task in (*self._tasks, self._meeting, self._announcing):
             if task is not None:
                 task.cancel()
-        await self._leave()
+        await self._leave(self._trouble)
         await self._server.stop(grace=1.0)
         await self._leases.close()
         await self._engine.shutdown(timeout_s=5.0)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
+from vllm.exceptions import VLLMClientError
 from vllm.logprobs import FlatLogprobs
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from engine.base import EngineDelta, EngineRequest, LogprobRows
+from engine.replay import REPLAY_ARG
+
+_OURS = ("kv_transfer_params", REPLAY_ARG)
+"""Further arguments that only a worker may set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,38 +76,87 @@ def _adapter_id(lora: LoRARequest) -> int:
     return int.from_bytes(digest, "little") & 0x7FFFFFFF or 1
 
 
-class RequestDecoder:
-    """Turns engine requests into arguments of AsyncLLM.generate."""
+class _Options(msgspec.Struct):
+    """What ``encode_options`` writes."""
 
-    def __init__(self) -> None:
+    lora: tuple[str, int, str] | None = None
+    """Name, number and path of the adapter."""
+    cache_salt: str | None = None
+    reasoning_ended: bool | None = None
+    reasoning_parser_kwargs: dict[str, Any] | None = None
+
+
+class RequestDecoder:
+    """Turns engine requests into arguments of AsyncLLM.generate.
+
+    Args:
+        vocab_size: of the model; vLLM checks the fields clients can set against it, and nothing checks
+            what else comes over the wire and indexes the logits.
+    """
+
+    def __init__(self, vocab_size: int = 1 << 31) -> None:
+        self._vocab_size = vocab_size
         self._params = msgspec.msgpack.Decoder(SamplingParams, dec_hook=_decode_foreign)
+        self._options = msgspec.msgpack.Decoder(_Options)
 
     def decode(self, request: EngineRequest) -> tuple[SamplingParams, EngineOptions]:
         """
         Raises:
-            ValueError: the request's parameters do not decode.
+            ValueError: the request's parameters do not decode, or an engine cannot take them.
         """
-        try:
-            params = self._params.decode(request.sampling_params)
-            options = msgspec.msgpack.decode(request.options) if request.options else {}
-        except msgspec.DecodeError as error:
-            raise ValueError(f"sampling parameters do not decode: {error}") from error
+        params = _decoded(self._params, request.sampling_params, "sampling parameters")
+        options = _decoded(self._options, request.options, "options") if request.options else _Options()
+        self._check(params, request)
         params.max_tokens = request.max_tokens
         params.detokenize = False
         params.output_kind = RequestOutputKind.DELTA
         params.flat_logprobs = True
         params.skip_clone = True
-        extra = {k: v for k, v in (params.extra_args or {}).items() if k != "kv_transfer_params"}
+        extra = {k: v for k, v in (params.extra_args or {}).items() if k not in _OURS}
         if request.kv_params is not None:
             extra["kv_transfer_params"] = dict(request.kv_params)
+        if request.replay_token_ids:
+            extra[REPLAY_ARG] = list(request.replay_token_ids)
         params.extra_args = extra or None
-        arguments = {
-            key: options[key] for key in ("reasoning_ended", "reasoning_parser_kwargs") if key in options
-        }
-        if "lora" in options:
-            arguments["lora_request"] = LoRARequest(*options["lora"])
-        prompt = {"cache_salt": options["cache_salt"]} if "cache_salt" in options else {}
+        arguments: dict[str, Any] = {}
+        if options.reasoning_ended is not None:
+            arguments["reasoning_ended"] = options.reasoning_ended
+        if options.reasoning_parser_kwargs is not None:
+            arguments["reasoning_parser_kwargs"] = options.reasoning_parser_kwargs
+        if options.lora is not None:
+            arguments["lora_request"] = _lora(options.lora)
+        prompt = {"cache_salt": options.cache_salt} if options.cache_salt else {}
         return params, EngineOptions(prompt=prompt, arguments=arguments)
+
+    def _check(self, params: SamplingParams, request: EngineRequest) -> None:
+        if params.n != 1:
+            raise ValueError(f"n must be 1 for one sequence, not {params.n}")
+        unchecked = [*params._all_stop_token_ids, *request.replay_token_ids]
+        for token_ids in params._bad_words_token_ids or ():
+            unchecked += token_ids
+        if any(not 0 <= token_id < self._vocab_size for token_id in unchecked):
+            raise ValueError(
+                f"stop tokens, bad words or replayed tokens beyond the vocabulary of {self._vocab_size}"
+            )
+        if not all(math.isfinite(bias) for bias in (params.logit_bias or {}).values()):
+            raise ValueError("logit_bias must be finite numbers")
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder, data: bytes, what: str) -> Any:
+    try:
+        return decoder.decode(data)
+    except RecursionError as error:
+        raise ValueError(f"{what} do not decode: nested too deeply") from error
+    # SamplingParams check themselves when they are made, by assertions and type errors too.
+    except (msgspec.DecodeError, VLLMClientError, ValueError, TypeError, AssertionError) as error:
+        raise ValueError(f"{what} do not decode: {error}") from error
+
+
+def _lora(lora: tuple[str, int, str]) -> LoRARequest:
+    name, adapter_id, path = lora
+    if not name or not path or not 0 < adapter_id < 1 << 31:
+        raise ValueError(f"an adapter needs a name, a path and a number above 0, not {lora}")
+    return LoRARequest(name, adapter_id, path)
 
 
 def delta_from_output(output: RequestOutput, *, first: bool) -> EngineDelta:

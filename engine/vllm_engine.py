@@ -73,11 +73,13 @@ class VllmEngine:
         self._events = events
         # The kernel ties the engine process's life to the thread that made it: keep that thread.
         self._starter = starter
-        self._decoder = RequestDecoder()
+        self._decoder = RequestDecoder(llm.vllm_config.model_config.get_vocab_size())
         self._delta_from_output = delta_from_output
         self._waiting_prompts: dict[str, int] = {}
         self._answers: set[str] = set()
         """Requests that have their first token and not their last one."""
+        self._adapters: dict[int, tuple[str, str]] = {}
+        """Name and path of the adapters that have been loaded, by number."""
 
     @staticmethod
     async def start(spec: VllmEngineSpec) -> VllmEngine:
@@ -140,7 +142,11 @@ class VllmEngine:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        if request.replay_token_ids and self._llm.vllm_config.speculative_config is not None:
+            raise ValueError("under speculative decoding vLLM cannot begin an answer with given tokens")
         params, options = self._decoder.decode(request)
+        if (adapter := options.arguments.get("lora_request")) is not None:
+            await self._load_adapter(adapter)
         self._waiting_prompts[request.request_id] = len(request.prompt_token_ids)
         first = True
         outputs = self._llm.generate(
@@ -167,6 +173,26 @@ class VllmEngine:
         finally:
             self._waiting_prompts.pop(request.request_id, None)
             self._answers.discard(request.request_id)
+
+    async def _load_adapter(self, adapter: Any) -> None:
+        """Has an adapter loaded before its first request: one that fails to load inside a step ends the engine.
+
+        Raises:
+            ValueError: it does not load, or its number is another adapter's.
+        """
+        known = self._adapters.get(adapter.lora_int_id)
+        wanted = (adapter.lora_name, adapter.lora_path)
+        if known == wanted or self._llm.vllm_config.lora_config is None:  # vLLM refuses the latter itself
+            return
+        if known is not None:
+            raise ValueError(f"adapter {wanted} has the number of {known}")
+        try:
+            await self._llm.add_lora(adapter)
+        except Exception as error:
+            if self.dead:
+                raise WorkerLost("the engine process died") from error
+            raise ValueError(f"adapter {adapter.lora_name!r} does not load: {error}") from error
+        self._adapters[adapter.lora_int_id] = wanted
 
     async def release_kv(self, request_ids: Sequence[str]) -> None:
         await self._call("baton_release_kv", list(request_ids))
@@ -246,6 +272,8 @@ def _build(
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from engine.replay import replay_processor
+
     progress.next("configure")
     arguments = engine_arguments(spec.engine_args)
     if events is not None:
@@ -276,6 +304,8 @@ def _build(
     ).create_engine_config()
     if config.parallel_config.pipeline_parallel_size > 1:
         raise ValueError("pipeline_parallel_size > 1 cannot take part in KV handoffs")
+    if (processor := replay_processor(config)) is not None:
+        config.model_config.logits_processors = [*(config.model_config.logits_processors or ()), processor]
     gauge = _LoadGauge()
     progress.next("engine")
     llm = AsyncLLM.from_vllm_config(config, stat_loggers=[_gauge_logger(gauge, spec)])

@@ -12,11 +12,15 @@ from engine.base import EngineDelta, EngineRequest, KvParams, LogprobRows
 def request_from_proto(message: worker_pb2.EngineRequest, kv_params: KvParams | None) -> EngineRequest:
     """
     Raises:
-        ValueError: the prompt is empty or not a whole number of tokens.
+        ValueError: it has no id, no prompt or no token to make, or its tokens are not whole ones.
     """
     prompt_token_ids = unpack_tokens(message.prompt_token_ids)
     if not prompt_token_ids:
         raise ValueError("the prompt has no tokens")
+    if not message.request_id:
+        raise ValueError("the request has no id")
+    if message.max_tokens < 1:
+        raise ValueError("max_tokens must be at least 1")
     return EngineRequest(
         request_id=message.request_id,
         prompt_token_ids=prompt_token_ids,
@@ -26,6 +30,7 @@ def request_from_proto(message: worker_pb2.EngineRequest, kv_params: KvParams | 
         priority=message.priority,
         trace_headers=dict(message.trace_headers),
         kv_params=kv_params,
+        replay_token_ids=unpack_tokens(message.replay_token_ids),
     )
 
 

@@ -6,6 +6,7 @@ What it adds, and why:
   blocks (the first token was already sent); vLLM's own scheduler side asserts and the engine dies.
 * Leases are checked by the puller before each read and at its end; a late read is a failed read, and
   its blocks are recomputed. vLLM's pull succeeds with whatever stands in the blocks by then.
+* The request of a late read goes on in other blocks than those it reads into (``stalled_reads``).
 * Anything unexpected in a pull fails that pull, never the engine.
 * Each request's last output says what became of its pull (``params.REPORT_KEY``).
 * Pinned KV can be released and its lease renewed from outside (``worker_extension``).
@@ -50,12 +51,13 @@ from kv_transfer.params import (
     Outcome,
     TransferReport,
 )
+from kv_transfer.stalled_reads import HeldBlocks, StalledReads
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import ReqMeta
-    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
@@ -64,7 +66,9 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 _PULLS = "baton_pulls"
-_STATS = (_PULLS, NUM_PINNED_STAT, STEPS_STAT)
+_STALLED_READS = "baton_stalled_reads"
+_ENDED_READS = "baton_ended_reads"
+_STATS = (_PULLS, _STALLED_READS, _ENDED_READS, NUM_PINNED_STAT, STEPS_STAT)
 _PR_SET_PDEATHSIG = 1
 _REMEMBER_RELEASED_S = 30.0
 _MAX_REPORTS = 4096
@@ -81,7 +85,8 @@ def die_with_parent() -> None:
 class BatonConnectorStats(NixlKVConnectorStats):
     """NIXL's counters plus one row a finished pull, on their way from workers to the scheduler.
 
-    The scheduler adds the steps that were measured.
+    So are the ids of requests whose read goes on without them, and of those whose read then ended. The
+    scheduler adds the steps that were measured.
     """
 
     def reset(self) -> None:
@@ -110,6 +115,11 @@ class BatonConnectorScheduler(NixlPullConnectorScheduler):
         self._reports: dict[str, TransferReport] = {}
         meter = vllm_config.kv_transfer_config.get_from_extra_config(STEP_METER_OPTION, "")
         self._step_meter: StepMeter | None = resolve_obj_by_qualname(meter)() if meter else None
+        self.held_blocks = HeldBlocks()
+
+    def has_pending_push_work(self) -> bool:
+        """Whether steps are needed though no request is there: they look after the reads that go on."""
+        return bool(self.held_blocks) or super().has_pending_push_work()
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         if self._step_meter is not None:
@@ -166,7 +176,12 @@ class BatonConnectorScheduler(NixlPullConnectorScheduler):
                         outcome=Outcome(outcome), reason=reason, num_bytes=num_bytes, pull_s=pull_s
                     ),
                 )
-            stats.data[_PULLS] = []
+            for request_id in stats.data.get(_STALLED_READS, ()):
+                self.held_blocks.hold(request_id)
+            for request_id in stats.data.get(_ENDED_READS, ()):
+                self.held_blocks.let_go(request_id)
+            for stat in (_PULLS, _STALLED_READS, _ENDED_READS):
+                stats.data[stat] = []
         super().update_connector_output(connector_output)
 
     def _merge(self, request_id: str, report: TransferReport) -> None:
@@ -219,12 +234,18 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         self._extended_deadlines_s: dict[str, float] = {}
         self._last_num_pinned = 0
         self._departed: set[str] = set()
+        # Longer than a first lease no pull takes, though it be renewed: renewals are for prompts that wait
+        # for room here, and they may travel on other paths than KV does.
+        self._max_pull_s = float(
+            vllm_config.kv_transfer_config.get_from_extra_config("kv_lease_duration", 30)
+        )
+        self._stalled = StalledReads(self._has_ended)
 
     # Pulling.
 
     def _read_blocks_for_req(self, req_id: str, meta: ReqMeta) -> None:
-        if meta.awaiting_kvs and self._is_late(req_id, meta):
-            self._fail_pull(req_id, "lease_over")
+        if meta.awaiting_kvs and (reason := self._why_not(req_id, meta)):
+            self._fail_pull(req_id, reason)
             return
         self._pull_started_s.setdefault(req_id, time.monotonic())
         try:
@@ -239,6 +260,13 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
     def _fail_pull(self, req_id: str, reason: str) -> None:
         self._failure_reasons[req_id] = reason
         self._handle_failed_transfer(req_id, None, self._recv_failures, record_failed_transfer=False)
+
+    def _why_not(self, req_id: str, meta: ReqMeta) -> str | None:
+        """Why a read is not begun; None if it is."""
+        assert meta.remote is not None
+        if self._is_late(req_id, meta):
+            return "lease_over"
+        return "peer_stalled" if meta.remote.engine_id in self._stalled.engines else None
 
     def _is_late(self, req_id: str, meta: ReqMeta) -> bool:
         assert meta.remote is not None
@@ -263,22 +291,35 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
     def _give_up_late_transfers(
         self, transfers: dict[str, list[Any]], done: set[str], failed: set[str]
     ) -> None:
-        """A read that outlives its lease has no use; its blocks stay held until NIXL lets go of it."""
+        """Lets requests go on without a read that has outlived its lease or takes too long."""
+        now_s = time.monotonic()
         for req_id in list(transfers):
             meta = self._recving_metadata.get(req_id)
-            if meta is None or not self._is_late(req_id, meta):
+            if meta is None:
                 continue
-            self._failure_reasons[req_id] = "lease_over"
-            kept = [
-                handle
-                for handle in transfers[req_id]
-                if not self._handle_failed_transfer(req_id, handle, failed, record_failed_transfer=False)
-            ]
-            if kept:
-                transfers[req_id] = kept
+            if self._is_late(req_id, meta):
+                self._failure_reasons[req_id] = "lease_over"
+            elif now_s - self._pull_started_s.get(req_id, now_s) > self._max_pull_s:
+                self._failure_reasons[req_id] = "pull_timeout"
             else:
-                del transfers[req_id]
-                done.add(req_id)
+                continue
+            assert meta.remote is not None
+            self._stalled.add(req_id, meta.remote.engine_id, transfers.pop(req_id))
+            self._recving_metadata[_stalled_key(req_id)] = meta  # vLLM keeps what is known of this peer
+            self.xfer_stats.data[_STALLED_READS].append(req_id)
+            failed.add(req_id)
+            done.add(req_id)
+
+    def _has_ended(self, req_id: str, handle: Any) -> bool:
+        try:
+            if self.nixl_wrapper.check_xfer_state(handle) == "PROC":
+                return False
+        except Exception as error:
+            logger.info("the read of %s ended with %r", req_id, error)
+        return self._try_release_xfer_handle(req_id, handle)
+
+    def _engines_with_inflight_transfers(self) -> set[str]:
+        return super()._engines_with_inflight_transfers() | self._stalled.engines
 
     def extend_deadline(self, request_id: str, deadline_s: float) -> None:
         """A renewed lease: trust these blocks until then, on this node's monotonic clock."""
@@ -288,6 +329,9 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         self._extended_deadlines_s[request_id] = deadline_s
 
     def get_transfer_results(self) -> Any:
+        for req_id in self._stalled.take_ended():
+            del self._recving_metadata[_stalled_key(req_id)]
+            self.xfer_stats.data[_ENDED_READS].append(req_id)
         results = super().get_transfer_results()
         now_s = time.monotonic()
         for req_id in results.finished_recving:
@@ -380,6 +424,11 @@ class BatonConnectorWorker(NixlPullConnectorWorker):
         super().shutdown()
 
 
+def _stalled_key(req_id: str) -> str:
+    """Among the requests that receive KV; no request is called so."""
+    return f"{req_id} stalled"
+
+
 class BatonConnector(NixlPullConnector):
     """The class vLLM instantiates, by this module's path."""
 
@@ -392,6 +441,11 @@ class BatonConnector(NixlPullConnector):
             self.connector_scheduler = BatonConnectorScheduler(vllm_config, self.engine_id, kv_cache_config)
         else:
             self.connector_worker = BatonConnectorWorker(vllm_config, self.engine_id, kv_cache_config)
+
+    def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        if self.connector_scheduler is not None:
+            self.connector_scheduler.held_blocks.bind(kv_cache_manager)
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
         """The scheduler asks its side once a step, with the step's result."""

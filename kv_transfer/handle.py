@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from google.protobuf.message import DecodeError
 from baton_proto import worker_pb2
 from baton_proto.codecs import TOKEN_BYTES
 from core.errors import KvHandleError
+from kv_transfer.params import check_connector_params
 
 MIN_KEY_BYTES = 16
 _DIGEST_BYTES = 16
@@ -119,7 +121,7 @@ class KvHandleCodec:
         try:
             body = worker_pb2.KvHandleBody.FromString(message.body)
             connector_params = msgspec.msgpack.decode(body.connector_params, type=dict[str, Any])
-        except (DecodeError, msgspec.DecodeError) as error:
+        except (DecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise KvHandleError("malformed", f"KV handle does not decode: {error}") from error
         mine = self._identity
         if (body.model, body.revision) != (mine.model, mine.revision):
@@ -137,6 +139,13 @@ class KvHandleCodec:
             body.token_digest, token_digest(covered, scope)
         ):
             raise KvHandleError("other_tokens", "KV of other tokens than this prompt's")
+        # Signed, so it comes from a worker of this cluster; that one may still be wrong about something.
+        if body.tp_size < 1 or not math.isfinite(body.expires_at_s):
+            raise KvHandleError("malformed", f"TP {body.tp_size}, lease until {body.expires_at_s}")
+        try:
+            check_connector_params(connector_params, body.num_tokens)
+        except ValueError as error:
+            raise KvHandleError("malformed", str(error)) from error
         return KvHandle(
             incarnation=body.incarnation,
             address=body.address,

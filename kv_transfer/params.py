@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 REPORT_KEY = "baton_transfer"
 """Ours: in a pulled request's last output, what became of the pull."""
@@ -35,6 +37,25 @@ _REMOTE_KEYS = (
     "remote_num_tokens",
     "transfer_mode",
 )
+
+
+_Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+_BlockId = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+
+
+class _ConnectorParams(msgspec.Struct, kw_only=True):
+    """What vLLM's scheduler and worker read without a check; a wrong type there ends the engine."""
+
+    remote_block_ids: list[list[_BlockId]]
+    remote_engine_id: str
+    remote_request_id: str
+    remote_host: str
+    remote_port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    tp_size: _Count
+    dcp_size: _Count = 1
+    pp_size: _Count = 1
+    remote_num_tokens: _Count
+    transfer_mode: str | None = None
 
 
 class Outcome(StrEnum):
@@ -87,6 +108,25 @@ class PinnedKv:
     tp_size: int
     expires_at_s: float
     connector_params: dict[str, Any]
+
+
+def check_connector_params(params: Mapping[str, Any], num_tokens: int) -> None:
+    """
+    Args:
+        params: a handle's connector parameters, from another worker.
+        num_tokens: prompt tokens that the handle speaks for.
+
+    Raises:
+        ValueError: the connector cannot work with them, or they are about other tokens.
+    """
+    try:
+        checked = msgspec.convert(params, _ConnectorParams)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"KV connector parameters: {error}") from error
+    if checked.remote_num_tokens != num_tokens:
+        raise ValueError(f"KV of {checked.remote_num_tokens} tokens in a handle for {num_tokens}")
+    if unknown := params.keys() - set(_REMOTE_KEYS):
+        raise ValueError(f"KV connector parameters: unknown {sorted(unknown)}")
 
 
 def keep_for_pull() -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+from core.errors import KvHandleError
 
 _PORTS = range(20_000, 32_000)
 
@@ -17,8 +19,8 @@ class KvPeerAddress(msgspec.Struct, frozen=True):
 
     engine_id: str
     host: str
-    port: int
-    tp_size: int
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    tp_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
@@ -28,10 +30,14 @@ class KvPeerAddress(msgspec.Struct, frozen=True):
 
     @staticmethod
     def decode(data: bytes) -> KvPeerAddress:
-        """Raises:
-        msgspec.DecodeError: ``data`` is not an encoded peer address.
         """
-        return msgspec.msgpack.decode(data, type=KvPeerAddress)
+        Raises:
+            KvHandleError: ``malformed``, ``data`` is not an encoded peer address.
+        """
+        try:
+            return msgspec.msgpack.decode(data, type=KvPeerAddress)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise KvHandleError("malformed", f"KV peer address does not decode: {error}") from error
 
 
 def free_port(host: str) -> int:

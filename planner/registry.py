@@ -7,17 +7,20 @@ most: the initial split, as changed by the moves since.
 
 A role switch is a desired role that differs from the reported one. Every answer to a heartbeat says it
 again until a report agrees, so a lost answer, a worker's restart or a second move need nothing more.
+
+A worker in quarantine stays a member that drains, whatever it reports, until it has gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.clock import Clock
 from core.traffic import TrafficSummary
-from core.types import DesiredState, KvPeer, Role, Snapshot, WorkerReport
+from core.types import DesiredState, KvPeer, Role, Snapshot, SuspectNode, WorkerReport
 from planner.observation import Observation, ObservedRouter, ObservedWorker
+from planner.quarantine import Quarantine
 
 _REBUILD_HEARTBEATS = 2
 _ROUTER_TTL_S = 60.0
@@ -39,6 +42,16 @@ class _Member:
     report: WorkerReport
     seen_at_s: float
     desired_role: Role
+    joined_at_s: float
+    quarantined: str = ""
+    """Why, if it is."""
+
+    @property
+    def shown(self) -> WorkerReport:
+        """Its report as others get it."""
+        if not self.quarantined:
+            return self.report
+        return replace(self.report, draining=True, trouble=self.quarantined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,7 @@ class Registry:
         self._split = {shape: dict(roles) for shape, roles in config.initial_split.items()}
         self._epoch = 0
         self._membership: tuple[object, ...] = ()
+        self._quarantine = Quarantine(clock)
 
     @property
     def epoch(self) -> int:
@@ -76,14 +90,18 @@ class Registry:
 
     def members(self) -> dict[str, WorkerReport]:
         """The latest report of each worker, also while rebuilding."""
-        return {worker_id: member.report for worker_id, member in self._members.items()}
+        return {worker_id: member.shown for worker_id, member in self._members.items()}
+
+    @property
+    def suspect_nodes(self) -> tuple[SuspectNode, ...]:
+        return self._quarantine.suspect_nodes()
 
     def heartbeat(self, report: WorkerReport) -> DesiredState:
         """Takes a worker's report, says what it should do."""
         now_s, member = self._clock.now_s(), self._members.get(report.worker_id)
         if member is None:
             desired_role = report.role if report.role_assigned else self._missing_role(report)
-            self._members[report.worker_id] = _Member(report, now_s, desired_role)
+            self._members[report.worker_id] = _Member(report, now_s, desired_role, joined_at_s=now_s)
         else:
             member.seen_at_s = now_s
             overtaken = (
@@ -99,28 +117,37 @@ class Registry:
     def desired_state(self, report: WorkerReport) -> DesiredState:
         """What a worker should do, as of now; what it does already if it is not known any more."""
         member = self._members.get(report.worker_id)
-        role = report.role if member is None else member.desired_role
-        return DesiredState(role=role, peers=self._peers_of(report))
+        if member is None:
+            return DesiredState(role=report.role, peers=self._peers_of(report))
+        return DesiredState(
+            role=member.desired_role,
+            draining=bool(member.quarantined),
+            quarantined=member.quarantined,
+            peers=self._peers_of(report),
+        )
 
     def is_to_change(self, report: WorkerReport) -> bool:
         """Whether a worker that reports this should do something else."""
         member = self._members.get(report.worker_id)
-        return member is not None and not (report.role_assigned and report.role is member.desired_role)
+        if member is None:
+            return False
+        in_role = report.role_assigned and report.role is member.desired_role
+        return not in_role or bool(member.quarantined and not report.trouble)
 
     def router_heard(self, traffic: TrafficSummary) -> None:
         """Takes a router's summary."""
         self._routers[traffic.router_id] = _Router(traffic, self._clock.now_s())
+        self._quarantine.router_heard(traffic.router_id, traffic.suspects)
+        self._refresh()
 
     def observe(self) -> Observation:
         """Everything the planner goes by, also while rebuilding."""
         self._refresh()
         now_s = self._clock.now_s()
-        for router_id in [key for key, r in self._routers.items() if now_s - r.heard_at_s > _ROUTER_TTL_S]:
-            del self._routers[router_id]
         return Observation(
             workers=tuple(
                 ObservedWorker(
-                    report=member.report,
+                    report=member.shown,
                     desired_role=member.desired_role,
                     age_s=now_s - member.seen_at_s,
                 )
@@ -133,12 +160,37 @@ class Registry:
             rebuilding=self.rebuilding,
         )
 
-    def leave(self, worker_id: str, incarnation: str) -> None:
-        """Forgets a worker that is going, unless a newer start has taken its place."""
+    def leave(self, worker_id: str, incarnation: str, died_of: str = "") -> float:
+        """Forgets a worker that is going, unless a newer start has taken its place.
+
+        Args:
+            died_of: why it cannot stay; empty if it was told to go.
+
+        Returns:
+            How long the next one should wait before it starts there, in seconds.
+        """
         member = self._members.get(worker_id)
         if member is not None and member.report.incarnation == incarnation:
             del self._members[worker_id]
+            if died_of:
+                self._note_death(member, died_of)
             self._refresh()
+            return self._quarantine.start_delay_s(member.report.shape, member.report.node_id)
+        return 0.0
+
+    def start_failed(self, shape: str, node_id: str, reason: str) -> float:
+        """A worker could not start.
+
+        Returns:
+            As :meth:`leave` does.
+        """
+        self._quarantine.died(shape, node_id, reason, 0.0)
+        return self._quarantine.start_delay_s(shape, node_id)
+
+    def _note_death(self, member: _Member, reason: str) -> None:
+        report = member.report
+        lived_s = member.seen_at_s - member.joined_at_s
+        self._quarantine.died(report.shape, report.node_id, member.quarantined or reason, lived_s)
 
     def assign_role(self, worker_id: str, role: Role) -> None:
         """Makes ``role`` the worker's desired role, which every heartbeat's answer tells it.
@@ -171,17 +223,27 @@ class Registry:
         return Snapshot(
             incarnation=self._incarnation,
             epoch=self._epoch,
-            workers=tuple(member.report for member in self._members.values()),
+            workers=tuple(member.shown for member in self._members.values()),
+            suspect_nodes=self.suspect_nodes,
         )
 
     def _refresh(self) -> None:
-        """Drops silent workers; a changed membership is a new epoch."""
-        oldest_s = self._clock.now_s() - self._config.missed_heartbeats * self._config.heartbeat_s
+        """Drops who is silent, reviews the quarantine; a changed membership is a new epoch."""
+        now_s = self._clock.now_s()
+        for router_id in [key for key, r in self._routers.items() if now_s - r.heard_at_s > _ROUTER_TTL_S]:
+            del self._routers[router_id]
+            self._quarantine.router_left(router_id)
+        oldest_s = now_s - self._config.missed_heartbeats * self._config.heartbeat_s
         for worker_id in [key for key, member in self._members.items() if member.seen_at_s < oldest_s]:
-            del self._members[worker_id]
+            member = self._members.pop(worker_id)
+            if member.report.trouble or not member.report.draining:  # who drains may just have finished
+                self._note_death(member, "it fell silent")
+        reasons = self._quarantine.review(member.report for member in self._members.values())
+        for member in self._members.values():
+            member.quarantined = reasons.get(member.report.incarnation, "")
         membership = tuple(
-            (r.worker_id, r.incarnation, r.role, r.role_assigned, r.draining, r.address)
-            for r in (member.report for member in self._members.values())
+            (r.worker_id, r.incarnation, r.role, r.role_assigned, r.draining, r.trouble, r.address)
+            for r in (member.shown for member in self._members.values())
         )
         if membership != self._membership:
             self._membership = membership

@@ -23,6 +23,10 @@ from kv_transfer.peer import KvPeerAddress
 from telemetry.worker_metrics import WorkerMetrics
 
 
+_MAX_DETAILS_CHARS = 500
+"""gRPC sends a status's details as a header, and clients refuse headers beyond 8 KiB."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillLegConfig:
     address: str
@@ -49,6 +53,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
         self._gate = gate
         self._config = config
         self._metrics = metrics
+        self._running: set[str] = set()
 
     async def Prefill(
         self, message: worker_pb2.PrefillRequest, context: grpc.aio.ServicerContext
@@ -65,13 +70,21 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
                 await asyncio.shield(self._engine.release_kv([request_id]))
             raise
         except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:_MAX_DETAILS_CHARS])
         except WorkerLost as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def _prefill(self, message: worker_pb2.PrefillRequest) -> worker_pb2.PrefillReply:
         request = request_from_proto(message.request, keep_for_pull() if message.keep_kv else None)
-        delta = await self._first_delta(request)
+        if request.max_tokens != 1:
+            raise ValueError(f"a prefill makes one token, not {request.max_tokens}")
+        if request.request_id in self._running:
+            raise ValueError(f"request {request.request_id!r} is being prefilled already")
+        self._running.add(request.request_id)
+        try:
+            delta = await self._first_delta(request)
+        finally:
+            self._running.discard(request.request_id)
         reply = worker_pb2.PrefillReply(
             delta=delta_to_proto(request.request_id, delta), load=load_to_proto(self._engine.load())
         )

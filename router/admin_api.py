@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, HTTPException
@@ -36,6 +37,7 @@ def admin_routes(
             "registry_incarnation": snapshot.incarnation if snapshot else None,
             "epoch": snapshot.epoch if snapshot else None,
             "workers": [_worker(member) for member in view.members()],
+            "suspect_nodes": [asdict(node) for node in snapshot.suspect_nodes] if snapshot else [],
         }
 
     @routes.get("/requests/{request_id}")
@@ -66,12 +68,21 @@ def admin_routes(
 
 def _worker(member: Member) -> dict[str, Any]:
     report, seen = member.report, member.view.candidate()
+    if report.trouble:
+        state = "quarantined"
+    elif report.draining:
+        state = "draining"
+    elif not member.link.up:
+        state = "unreachable"
+    else:
+        state = "failing" if member.breaker.is_open else "ready"
     return {
         "worker_id": report.worker_id,
         "shape": report.shape,
         "model": report.model,
         "role": report.role.value,
-        "state": "draining" if report.draining else "ready" if member.link.up else "unreachable",
+        "state": state,
+        "trouble": report.trouble,
         "node_id": report.node_id,
         "address": report.address,
         "metrics_address": report.metrics_address,

@@ -9,6 +9,7 @@ from core.prompt_blocks import PromptBlocks
 from core.step_times import StepTimes
 from core.types import Snapshot, WorkerLoad, WorkerReport
 from router.cache_feed import CacheFeed
+from router.circuit_breaker import CircuitBreaker
 from router.prefix_guess import PrefixKnowledge
 from router.routing import Candidate
 from router.worker_link import OnLoad, WorkerLink
@@ -39,6 +40,7 @@ class Member:
         """False once a snapshot came without it: offered nothing new, but what runs there goes on."""
         self._on_news = on_news
         self.link = make_link(report, self._on_load)
+        self.breaker = CircuitBreaker(clock)
         self._prefixes = prefixes
         prefixes.set_worker(report.incarnation, report.num_kv_blocks)
         self._feed = CacheFeed(self.link.channel, prefixes, report.incarnation, self.link.router_id)
@@ -131,11 +133,13 @@ class ClusterView:
     def candidates(self, model: str, revision: str | None = None) -> list[Candidate]:
         """Workers of ``model`` that can be sent a request now.
 
+        Those whose circuit breaker is open are left out, unless all of their role are.
+
         Args:
             revision: only workers with these weights; None for any.
         """
-        return [
-            member.view.candidate()
+        usable = [
+            member
             for member in self._members.values()
             if member.report.model == model
             and revision in (None, member.report.revision)
@@ -144,6 +148,17 @@ class ClusterView:
             and not member.report.draining
             and member.link.up
         ]
+        if any(member.breaker.is_open for member in usable):
+            usable = _past_breakers(usable)
+        return [member.view.candidate() for member in usable]
+
+    def suspects(self) -> dict[str, int]:
+        """How often each worker start's circuit breaker has opened, by incarnation; only those that did."""
+        return {
+            member.report.incarnation: member.breaker.num_opened
+            for member in self._members.values()
+            if member.breaker.num_opened
+        }
 
     def cached_tokens(self, blocks: PromptBlocks) -> dict[str, int]:
         """How many leading tokens of a prompt each worker has cached, as far as this router can tell.
@@ -167,3 +182,9 @@ class ClusterView:
         if self._members.get(report.worker_id) is member:
             states = blocks.states(report.block_size_tokens)
             self._prefixes.sent(report.incarnation, states, self._clock.now_s())
+
+
+def _past_breakers(members: Sequence[Member]) -> list[Member]:
+    closed = [member for member in members if not member.breaker.is_open]
+    roles = {member.report.role for member in closed}
+    return closed + [member for member in members if member.report.role not in roles]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from baton_proto import worker_pb2
-from core.clock import Clock
 from core.errors import RequestRefused, WorkerLost
 from engine.base import EngineDelta
 from engine.wire import delta_from_proto
-from router.background import Background
 from router.cluster_view import Member
-from router.relay_request import Emit, Handoff, RelayRequest
+from router.lap_context import LapContext
+from router.relay_request import Emit, Handoff
 from router.trace import RequestTrace
 from router.worker_link import WorkerLink
 
@@ -20,6 +19,8 @@ _OUTCOMES = {
     worker_pb2.Transfer.CACHED: "cached",
     worker_pb2.Transfer.RECOMPUTED: "recomputed",
 }
+_GIVEN_UP = ("abort", "error")
+"""Finish reasons of an engine that did not finish."""
 
 
 class DecodeAttempt:
@@ -32,64 +33,63 @@ class DecodeAttempt:
 
     def __init__(
         self,
-        request: RelayRequest,
+        context: LapContext,
+        member: Member,
         trace: RequestTrace,
         handoff: Handoff | None,
         emit: Emit,
-        clock: Clock,
-        background: Background,
-        *,
-        stall_timeout_s: float,
     ) -> None:
-        self._request = request
+        self._context = context
+        self._member = member
         self._trace = trace
         self._handoff = handoff
         self._emit = emit
-        self._clock = clock
-        self._background = background
-        self._stall_timeout_s = stall_timeout_s
-        self._heard_at_s = clock.now_s()
+        self._heard_at_s = context.clock.now_s()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.started = False
-        """True once a delta of this leg was emitted."""
+        self._started = False
 
-    async def run(
-        self, member: Member, message: worker_pb2.GenerateRequest, pulled_from: Handoff | None
-    ) -> None:
+    async def run(self, message: worker_pb2.GenerateRequest) -> None:
         """Returns when the last delta has been emitted.
 
         Args:
-            pulled_from: the handoff whose KV handle is in ``message``, if one is.
+            message: with the handoff's KV handle, if there is one.
 
         Raises:
             RequestRefused: the worker did not take it.
-            WorkerLost: the worker died or gave up.
+            WorkerLost: the worker died, fell silent or gave up.
             ValueError: no worker would take it.
         """
-        link, request_id = member.link, message.request.request_id
+        link, breaker, request_id = self._member.link, self._member.breaker, message.request.request_id
+        background, handoff = self._context.background, self._handoff
         finished = refused = False
         try:
-            self._trace.handoff_sent_at_s = self._clock.now_s()
-            try:
-                await link.generate(message, self._on_delta)
-            except RequestRefused:
-                refused = True
-                raise
+            self._trace.handoff_sent_at_s = self._context.clock.now_s()
+            breaker.sent()
+            await link.generate(message, self._on_delta)
             await self._wait_for_the_end()
             finished = True
+        except RequestRefused:
+            refused = True
+            raise
+        except WorkerLost:
+            breaker.failed()
+            raise
         finally:
             link.forget(request_id)
             if not finished:
-                self._background.start(_clean_up(link, None if refused else request_id, pulled_from))
-            elif pulled_from is not None and self._trace.kv_outcome == "recomputed":
-                self._background.start(pulled_from.release())
+                background.start(_clean_up(link, None if refused else request_id, handoff))
+            elif handoff is not None and self._trace.kv_outcome == "recomputed":
+                background.start(handoff.release())
 
     async def _wait_for_the_end(self) -> None:
+        config = self._context.config
         while not self._ended.done():
-            silent_s = self._clock.now_s() - self._heard_at_s
-            if silent_s >= self._stall_timeout_s:
+            silent_s = self._context.clock.now_s() - self._heard_at_s
+            limit_s = config.stall_timeout_s if self._started else config.prefill_timeout_s
+            if silent_s >= limit_s:
                 raise WorkerLost(f"no token for {silent_s:.0f} s")
-            await asyncio.wait((self._ended,), timeout=self._stall_timeout_s - silent_s)
+            # The first token changes the limit while this waits.
+            await asyncio.wait((self._ended,), timeout=min(limit_s - silent_s, config.stall_timeout_s))
         self._ended.result()
 
     def _on_delta(self, message: worker_pb2.Delta) -> None:
@@ -106,9 +106,10 @@ class DecodeAttempt:
             raise _failure_of(message.failure)
         trace = self._trace
         delta = delta_from_proto(message)
-        self._heard_at_s = self._clock.now_s()
-        if not self.started:
-            self.started = True
+        self._heard_at_s = self._context.clock.now_s()
+        if not self._started:
+            self._started = True
+            self._member.breaker.succeeded()
             trace.first_decode_at_s = self._heard_at_s
             trace.decode_queue_s = message.queue_s
             delta = self._first(delta)
@@ -116,6 +117,8 @@ class DecodeAttempt:
             trace.kv_outcome = _OUTCOMES.get(message.transfer.outcome, "")
             trace.kv_reason = message.transfer.reason
             trace.kv_bytes, trace.kv_pull_s = message.transfer.num_bytes, message.transfer.pull_s
+        if delta.finish_reason in _GIVEN_UP:
+            raise WorkerLost(f"the engine ended the request with {delta.finish_reason!r}")
         self._emit(delta)
         if delta.finish_reason is not None:
             self._ended.set_result(None)

@@ -213,6 +213,7 @@ class RelayEngineClient(EnginelessClient):
         """A sequence as the relay takes it, and the trace that goes with it."""
         adapter = request.lora_request.lora_name if request.lora_request else ""
         params, context = request.params, current_request()
+        facts = facts_of(params, num_siblings, own_processors=bool(self.model_config.logits_processors))
         slo = SloTargets(
             ttft_s=context.ttft_slo_s or self._slo.ttft_s, tpot_s=context.tpot_slo_s or self._slo.tpot_s
         )
@@ -223,7 +224,7 @@ class RelayEngineClient(EnginelessClient):
             tenant=context.tenant,
             prompt_tokens=len(request.prompt_token_ids),
             received_at_s=self._clock.now_s(),
-            path=choose_path(facts_of(params, num_siblings)),
+            path=choose_path(facts),
             slo=slo,
         )
         relay_request = RelayRequest(
@@ -240,6 +241,7 @@ class RelayEngineClient(EnginelessClient):
                 reasoning_parser_kwargs=request.reasoning_parser_kwargs,
             ),
             path=trace.path,
+            depends_on_output_history=facts.depends_on_output_history,
             priority=request.priority,
             cache_salt=request.cache_salt or "",
             session=request.session_id or "",

@@ -24,6 +24,9 @@ from telemetry.logs import fields
 
 logger = logging.getLogger(__name__)
 
+LAST_RESORT = "last_resort"
+"""Reason of a decision when no worker of the right role was left."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacingContext:
@@ -48,7 +51,14 @@ class Placing:
     :class:`router.admission.AdmissionController`.
     """
 
-    def __init__(self, request: RelayRequest, trace: RequestTrace, context: PlacingContext) -> None:
+    def __init__(
+        self,
+        request: RelayRequest,
+        trace: RequestTrace,
+        context: PlacingContext,
+        *,
+        revision: str | None = None,
+    ) -> None:
         self.request_id = request.request_id
         self.tenant = request.owner
         self.priority = request.priority
@@ -62,7 +72,7 @@ class Placing:
         self._request = request
         self._trace = trace
         self._context = context
-        self._revision: str | None = None
+        self._revision = revision
         self._blocks = request.blocks() if context.policy.uses_caches else None
         self._cached_tokens: dict[str, int] = {}
         """By worker, as of the last decision."""
@@ -71,6 +81,11 @@ class Placing:
         self._local_at: Member | None = None
         self._num_prefills = 0
         self._explained: dict[str, Any] | None = None
+
+    @property
+    def revision(self) -> str | None:
+        """Weights of the workers it has been sent to; None before it was."""
+        return self._revision
 
     @property
     def prefill_id(self) -> str:
@@ -132,18 +147,21 @@ class Placing:
         self._book(decision)
         return decision
 
-    def choose_decode(self, tried: Sequence[str]) -> str:
-        """Another decode worker, for what has been prefilled or will be where it is decoded.
+    def choose_any(self, tried: Sequence[str]) -> Decision:
+        """Some worker that does it all, whatever its role: better than to give up what has begun.
 
         Raises:
             core.errors.NoWorkerAvailable: nobody is left.
         """
-        candidates, routing = self._decoders(self._candidates()), self._routing()
-        decision = self._context.policy.choose(candidates, routing, tried)
-        decision = dataclasses.replace(decision, reason="decode_retry")
+        candidates, routing = self._candidates(), self._routing()
+        worker_id = self._context.policy.choose_prefill_only(candidates, routing, tried)
+        if self._request.path is Path.PREFILL_ONLY:
+            decision = Decision(decode_worker="", prefill_worker=worker_id, reason=LAST_RESORT)
+        else:
+            decision = Decision(decode_worker=worker_id, prefill_worker=None, reason=LAST_RESORT)
         self._explain(candidates, routing, decision)
-        self._note(decision)
-        return decision.decode_worker
+        self._book(decision)
+        return decision
 
     def _decide(
         self, candidates: Sequence[Candidate], routing: RoutingRequest, tried: Sequence[str]

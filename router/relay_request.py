@@ -33,6 +33,10 @@ class RelayRequest:
     options: bytes
     """msgpack of engine arguments beside the sampling parameters."""
     path: Path
+    depends_on_output_history: bool = False
+    """The next token depends on which tokens were generated, beyond their being in the context."""
+    replay_token_ids: tuple[int, ...] = ()
+    """Tokens its decode leg begins with, whatever would be sampled."""
     priority: int = 0
     cache_salt: str = ""
     session: str = ""

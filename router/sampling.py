@@ -43,15 +43,22 @@ _DEFAULTS = SamplingParams()
 _FIELDS = tuple(name for name in SamplingParams.__struct_fields__ if name not in ("extra_args", "seed"))
 
 
-def facts_of(params: SamplingParams, num_siblings: int = 1) -> SamplingFacts:
-    """What :func:`router.disaggregation.choose_path` needs, from one sequence's parameters."""
+def facts_of(params: SamplingParams, num_siblings: int = 1, *, own_processors: bool = False) -> SamplingFacts:
+    """What :func:`router.disaggregation.choose_path` needs, from one sequence's parameters.
+
+    Args:
+        own_processors: the engines run logits processors of the user's, which may look at anything.
+    """
     unusual = {name for name in _FIELDS if _differs(getattr(params, name), getattr(_DEFAULTS, name))}
     seeded = params.seed is not None and params.temperature > 0
     return SamplingFacts(
         max_tokens=params.max_tokens or 1,
         num_siblings=num_siblings,
         needs_whole_prompt=any(name in unusual for name in _WHOLE_PROMPT),
-        depends_on_output_history=bool(unusual - SAFE_WITH_EARLY_TOKEN) or bool(params.extra_args) or seeded,
+        depends_on_output_history=bool(unusual - SAFE_WITH_EARLY_TOKEN)
+        or bool(params.extra_args)
+        or seeded
+        or own_processors,
     )
 
 
@@ -86,9 +93,17 @@ def kv_only_prefill_leg() -> LegParams:
 
 def after_first_token_leg(params: SamplingParams) -> LegParams:
     """Goes on after a first token that has become part of the prompt."""
+    rest = rest_params(params, 1)
+    return _leg(rest, rest.max_tokens or 1)
+
+
+def rest_params(params: SamplingParams, num_sent: int) -> SamplingParams:
+    """Of an answer whose first ``num_sent`` tokens have become part of the prompt."""
     rest = params.clone()
-    rest.min_tokens = max(params.min_tokens - 1, 0)
-    return _leg(rest, (params.max_tokens or 1) - 1)
+    rest.n = 1
+    rest.max_tokens = (params.max_tokens or 1) - num_sent
+    rest.min_tokens = max(params.min_tokens - num_sent, 0)
+    return rest
 
 
 def _leg(params: SamplingParams, max_tokens: int) -> LegParams:

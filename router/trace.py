@@ -10,6 +10,29 @@ from core.request import Leg, Path
 from router.routing import Decision
 from telemetry.slo import SloTargets
 
+RESTARTED = "decode_retry"
+RESUMED = "resumed"
+"""Fallbacks of a request that lost its worker: before it had a token, and after."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Resumption:
+    """An answer that had begun lost its worker and was taken up by another one."""
+
+    lost_worker: str
+    num_tokens: int
+    """Sent until then."""
+    replayed: bool
+    """The other worker went through those tokens one by one, for a seed, a grammar or the like."""
+    lost_at_s: float
+    resumed_at_s: float | None = None
+    """When the next token was here; None if it never came."""
+
+    @property
+    def pause_s(self) -> float | None:
+        """What the client saw of it."""
+        return None if self.resumed_at_s is None else self.resumed_at_s - self.lost_at_s
+
 
 @dataclass(slots=True, kw_only=True)
 class RequestTrace:
@@ -47,6 +70,7 @@ class RequestTrace:
     explanations: list[dict[str, Any]] = field(default_factory=list)
     """What each of them was made from, if the client asked for it (:mod:`router.explain`)."""
     fallbacks: tuple[str, ...] = ()
+    resumptions: list[Resumption] = field(default_factory=list)
     outcome: str = "running"
 
     @property
@@ -59,6 +83,21 @@ class RequestTrace:
         if self.first_token_at_s is None or self.last_token_at_s is None or self.output_tokens < 2:
             return None
         return (self.last_token_at_s - self.first_token_at_s) / (self.output_tokens - 1)
+
+    def of_rest(self, now_s: float, path: Path) -> RequestTrace:
+        """For the rest of an answer, whose legs are not this request's waterfall; decisions are shared."""
+        return RequestTrace(
+            request_id=self.request_id,
+            model=self.model,
+            adapter=self.adapter,
+            tenant=self.tenant,
+            prompt_tokens=self.prompt_tokens,
+            received_at_s=now_s,
+            path=path,
+            slo=self.slo,
+            decisions=self.decisions,
+            explanations=self.explanations,
+        )
 
     def legs_s(self) -> dict[Leg, float]:
         """The waterfall: seconds spent in each leg the request went through."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.clock import Clock
 from core.request import Path
 from engine.base import EngineDelta
-from router.trace import RequestTrace, TraceLog
+from router.trace import RESTARTED, RESUMED, RequestTrace, TraceLog
 from router.traffic_counter import TrafficCounter
 from telemetry.router_metrics import RequestMetrics, RouterMetrics
 from telemetry.slo import Outcome, SloResult
@@ -100,8 +100,12 @@ class TrackedRequest:
         for leg, seconds in trace.legs_s().items():
             metrics.leg(leg, seconds)
         for reason in trace.fallbacks:
-            if reason != "decode_retry":
+            if reason == RESTARTED:
+                metrics.retried("restarted")
+            elif reason != RESUMED:
                 metrics.prefill_fell_back(reason)
+        for resumption in trace.resumptions:
+            metrics.retried("replayed" if resumption.replayed else "continued", resumption.pause_s)
         if trace.kv_outcome == "recomputed":
             metrics.kv_recomputed(trace.kv_reason)
         if trace.kv_bytes:

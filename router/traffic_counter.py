@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from core.traffic import (
     NUM_ANSWER_CLASSES,
     NUM_PROMPT_CLASSES,
@@ -74,7 +77,14 @@ class TrafficCounter:
         """A request ended in an error that was not the client's."""
         self._num_failed += 1
 
-    def summary(self, *, num_waiting: int, waiting_prompt_tokens: int, num_ongoing: int) -> TrafficSummary:
+    def summary(
+        self,
+        *,
+        num_waiting: int,
+        waiting_prompt_tokens: int,
+        num_ongoing: int,
+        suspects: Mapping[str, int] = MappingProxyType({}),
+    ) -> TrafficSummary:
         """The counts so far, with what goes on now."""
         return TrafficSummary(
             router_id=self._router_id,
@@ -95,4 +105,5 @@ class TrafficCounter:
             num_waiting=num_waiting,
             waiting_prompt_tokens=waiting_prompt_tokens,
             num_ongoing=num_ongoing,
+            suspects=dict(suspects),
         )

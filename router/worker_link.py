@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from baton_proto import worker_pb2, worker_pb2_grpc
+from baton_proto.channel import CLIENT_OPTIONS
 from baton_proto.codecs import load_from_proto
 from core.errors import Overloaded, WorkerLost
 from core.types import WorkerLoad
@@ -23,17 +24,6 @@ OnLoad = Callable[[WorkerLoad], None]
 _RECONNECT_S = 0.2
 _MAX_RECONNECT_S = 2.0
 _CALL_TIMEOUT_S = 10.0
-CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class WorkerLink:
@@ -48,7 +38,7 @@ class WorkerLink:
         self.address = address
         self.router_id = router_id
         self._on_load = on_load
-        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
         self._prefill = worker_pb2_grpc.PrefillLegStub(self.channel)
         self._decode = worker_pb2_grpc.DecodeLegStub(self.channel)
         self._sinks: dict[str, Sink] = {}

@@ -20,7 +20,8 @@ class RegistryMetrics:
             catalog.gauge(
                 "baton_registry_workers",
                 "workers",
-                "Workers the registry knows, by role (prefill, decode) and state (active, draining).",
+                "Workers the registry knows, by role (prefill, decode) and state (active, draining, "
+                "quarantined).",
                 ("model", "role", "state"),
             )
         )
@@ -41,8 +42,20 @@ class RegistryMetrics:
         self._dropped = catalog.counter(
             "baton_registry_dropped_workers_total",
             "workers",
-            "Workers dropped, by reason (silent: no heartbeat in time; left: it said goodbye).",
+            "Workers dropped, by reason (silent: no heartbeat in time; left: it was told to go; died: its "
+            "engine died, or it had to be replaced).",
             ("model", "reason"),
+        )
+        self._quarantined = catalog.counter(
+            "baton_registry_quarantined_workers_total",
+            "workers",
+            "Workers that got nothing new because routers saw them fail or their engine did not answer.",
+            ("model",),
+        )
+        self._suspect_nodes = catalog.gauge(
+            "baton_registry_suspect_nodes",
+            "nodes",
+            "Nodes on which workers of one shape keep dying, counted once for each such shape.",
         )
         self._role_switches = catalog.counter(
             "baton_registry_role_switches_total",
@@ -55,10 +68,12 @@ class RegistryMetrics:
         """The membership as it is now; call after every change."""
         self._workers.set(snapshot)
         self._epoch.set(snapshot.epoch)
+        self._suspect_nodes.set(len(snapshot.suspect_nodes))
         for model in {worker.model for worker in snapshot.workers}:
             # From zero, so that the first switch is already an increase that Prometheus sees.
             for from_role, to_role in permutations(Role, 2):
                 self._role_switches.labels(model, from_role, to_role)
+            self._quarantined.labels(model)
 
     def set_publishing(self, publishing: bool) -> None:
         """Whether routers get snapshots."""
@@ -73,8 +88,12 @@ class RegistryMetrics:
         self._snapshots.inc()
 
     def worker_dropped(self, model: str, reason: str) -> None:
-        """A worker is gone: ``silent`` or ``left``."""
+        """A worker is gone: ``silent``, ``left`` or ``died``."""
         self._dropped.labels(model, reason).inc()
+
+    def worker_quarantined(self, model: str) -> None:
+        """A worker is there and gets nothing new any more."""
+        self._quarantined.labels(model).inc()
 
     def role_switched(self, model: str, from_role: Role, to_role: Role) -> None:
         """A worker reported another role than before."""

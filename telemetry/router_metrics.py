@@ -130,6 +130,19 @@ class RouterMetrics:
             "Times a prefill was given to another worker, or done locally, by reason.",
             (*WHO, "reason"),
         )
+        self.retries = catalog.counter(
+            "baton_retries_total",
+            "retries",
+            "Times a request lost its worker and went on elsewhere, by how: restarted before its first token,"
+            " continued after the tokens sent, replayed through them.",
+            (*WHO, "how"),
+        )
+        self.resume_pause = catalog.histogram(
+            "baton_resume_pause_seconds",
+            "Between the loss of an answer's worker and the next token.",
+            ("model",),
+            buckets=LATENCY_BUCKETS_S,
+        )
         self.kv_recomputes = catalog.counter(
             "baton_kv_recomputes_total",
             "recomputes",
@@ -153,7 +166,8 @@ class RouterMetrics:
             catalog.gauge(
                 "baton_workers",
                 "workers",
-                "Workers in this router's snapshot, by role (prefill, decode) and state (active, draining).",
+                "Workers in this router's snapshot, by role (prefill, decode) and state (active, draining, "
+                "quarantined).",
                 ("model", "role", "state"),
             )
         )
@@ -235,6 +249,17 @@ class RequestMetrics:
     def prefill_fell_back(self, reason: str) -> None:
         """A prefill was given to another worker or is done locally."""
         self._all.prefill_fallbacks.labels(*self._who, self._all.limit_reason(reason)).inc()
+
+    def retried(self, how: str, pause_s: float | None = None) -> None:
+        """A request went on elsewhere.
+
+        Args:
+            how: ``restarted``, ``continued`` or ``replayed``.
+            pause_s: of an answer that had begun; None of one that had not, or that never went on.
+        """
+        self._all.retries.labels(*self._who, how).inc()
+        if pause_s is not None:
+            self._all.resume_pause.labels(self._who[0]).observe(pause_s)
 
     def kv_recomputed(self, reason: str) -> None:
         """The decode worker recomputed the prompt."""

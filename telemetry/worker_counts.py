@@ -7,9 +7,9 @@ from itertools import product
 
 from prometheus_client import Gauge
 
-from core.types import Role, Snapshot
+from core.types import Role, Snapshot, WorkerReport
 
-STATES = ("active", "draining")
+STATES = ("active", "draining", "quarantined")
 
 
 class WorkerCounts:
@@ -25,7 +25,13 @@ class WorkerCounts:
 
     def set(self, snapshot: Snapshot) -> None:
         """Makes the gauge show this snapshot."""
-        counts = Counter((worker.model, worker.role, STATES[worker.draining]) for worker in snapshot.workers)
+        counts = Counter((worker.model, worker.role, _state(worker)) for worker in snapshot.workers)
         self._models.update(worker.model for worker in snapshot.workers)
         for key in product(self._models, Role, STATES):
             self._gauge.labels(*key).set(counts[key])
+
+
+def _state(worker: WorkerReport) -> str:
+    if worker.trouble:
+        return "quarantined"
+    return "draining" if worker.draining else "active"

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EngineRequest(_message.Message):
-    __slots__ = ("request_id", "model", "adapter", "tenant", "prompt_token_ids", "max_tokens", "sampling_params", "options", "priority", "trace_headers")
+    __slots__ = ("request_id", "model", "adapter", "tenant", "prompt_token_ids", "max_tokens", "sampling_params", "options", "priority", "trace_headers", "replay_token_ids")
     class TraceHeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class EngineRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TRACE_HEADERS_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     adapter: str
@@ -36,7 +37,8 @@ class EngineRequest(_message.Message):
     options: bytes
     priority: int
     trace_headers: _containers.ScalarMap[str, str]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., sampling_params: _Optional[bytes] = ..., options: _Optional[bytes] = ..., priority: _Optional[int] = ..., trace_headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    replay_token_ids: bytes
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., sampling_params: _Optional[bytes] = ..., options: _Optional[bytes] = ..., priority: _Optional[int] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., replay_token_ids: _Optional[bytes] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("num_running", "num_waiting", "waiting_prefill_tokens", "kv_used_blocks", "num_pinned", "num_decoding")

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from vllm.sampling_params import SamplingParams
 
 from baton_proto import worker_pb2_grpc
+from baton_proto.channel import SERVER_OPTIONS
 from core.clock import MonotonicClock
 from core.performance_model import LinearStepTime, StepTime
 from core.request import Path
@@ -30,8 +31,9 @@ from kv_transfer.peer import KvPeerAddress
 from prefill_workers.leg import PrefillLeg, PrefillLegConfig
 from router.admission_limits import AdmissionLimits
 from router.cluster_view import ClusterView
+from router.lap_context import RelayConfig
 from router.policies import make_policy
-from router.relay import Relay, RelayConfig
+from router.relay import Relay
 from router.relay_request import RelayRequest
 from router.trace import RequestTrace
 from router.traffic_counter import TrafficCounter
@@ -82,7 +84,7 @@ class MockWorker:
         )
         self.gate = Gate(max_requests=max_requests)
         self.leases = LeaseKeeper(MonotonicClock())
-        self.server = grpc.aio.server()
+        self.server = grpc.aio.server(options=SERVER_OPTIONS)
 
     async def start(self) -> None:
         port = self.server.add_insecure_port("127.0.0.1:0")
@@ -102,6 +104,7 @@ class MockWorker:
         decode = DecodeLeg(
             self.engine, codec, self.gate, self.leases, MonotonicClock(), metrics, lease_s=self._lease_s
         )
+        self.decode_leg = decode
         worker_pb2_grpc.add_PrefillLegServicer_to_server(prefill, self.server)
         worker_pb2_grpc.add_DecodeLegServicer_to_server(decode, self.server)
         await self.server.start()
@@ -161,6 +164,9 @@ class MockCluster:
         stall_timeout_s: float = 5.0,
         lease_s: float = 30.0,
         prefill_timeout_s: float = 5.0,
+        resume_timeout_s: float = 5.0,
+        max_retries: int = 3,
+        replays: bool = True,
         policy: str = "least_load",
         step_time: StepTime | None = None,
         limits: AdmissionLimits | None = None,
@@ -176,7 +182,13 @@ class MockCluster:
             clock,
             StepTimes(lambda shape: step_time),
         )
-        config = RelayConfig(prefill_timeout_s=prefill_timeout_s, stall_timeout_s=stall_timeout_s)
+        config = RelayConfig(
+            prefill_timeout_s=prefill_timeout_s,
+            stall_timeout_s=stall_timeout_s,
+            resume_timeout_s=resume_timeout_s,
+            max_retries=max_retries,
+            replays=replays,
+        )
         self.traffic = TrafficCounter("router")
         self.relay = Relay(
             self.view,

@@ -20,7 +20,8 @@ from core.types import Role, Snapshot
 from engine.base import EngineDelta
 from router.cluster_view import ClusterView
 from router.policies import make_policy
-from router.relay import Relay, RelayConfig
+from router.lap_context import RelayConfig
+from router.relay import Relay
 from router.relay_request import RelayRequest
 from router.trace import RequestTrace
 from router.worker_link import WorkerLink

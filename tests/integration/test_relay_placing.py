@@ -125,7 +125,7 @@ async def test_a_policy_that_stumbles_does_not_stop_the_line(monkeypatch: pytest
     async with cluster_of(1, 1) as cluster:
         asking = [asyncio.create_task(cluster.ask(prompt(n), 2)) for n in range(3)]
         await waiting(cluster, 2)
-        policy, choose, failures = cluster.relay.placing.policy, cluster.relay.placing.policy.choose, [3]
+        policy, choose, failures = cluster.relay._placing.policy, cluster.relay._placing.policy.choose, [3]
 
         def stumble(*args: Any) -> Any:
             failures[0] -= 1

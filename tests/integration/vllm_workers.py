@@ -17,6 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from baton_proto import worker_pb2, worker_pb2_grpc
+from baton_proto.channel import SERVER_OPTIONS
 from baton_proto.codecs import pack_tokens, unpack_tokens
 from core.clock import MonotonicClock
 from core.types import Role, WorkerReport
@@ -28,7 +29,7 @@ from engine.gate import Gate
 from engine.vllm_engine import VllmEngine
 from kv_transfer.handle import KvHandleCodec, KvIdentity
 from kv_transfer.params import NUM_PINNED_STAT, TransferReport
-from kv_transfer.peer import KvPeerAddress
+from kv_transfer.peer import KvPeerAddress, free_port
 from prefill_workers.leg import PrefillLeg, PrefillLegConfig
 from router.worker_link import WorkerLink
 from telemetry.worker_metrics import WorkerMetrics
@@ -36,11 +37,6 @@ from tests.integration.engine_process import ENVIRONMENT, engine_spec
 
 CLUSTER_KEY = b"a key that these workers share.."
 HOST = "127.0.0.1"
-_GRPC_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-)
 _ids = itertools.count()
 
 
@@ -104,15 +100,16 @@ async def run(engine: VllmEngine, request: EngineRequest) -> tuple[Answer, Engin
 class VllmWorker:
     """One engine with both legs on a port of its own."""
 
-    def __init__(self, engine: VllmEngine, spec: Any, engine_pids: list[int]) -> None:
+    def __init__(self, engine: VllmEngine, spec: Any, engine_pids: list[int], host: str = HOST) -> None:
         self.engine = engine
         self.engine_processes = [psutil.Process(pid) for pid in engine_pids]
         self.lease_s = spec.lease_s
-        self.peer = KvPeerAddress(spec.incarnation, HOST, spec.side_channel_port, engine.info.tp_size)
+        self.peer = KvPeerAddress(spec.incarnation, host, spec.side_channel_port, engine.info.tp_size)
         self.codec = self.codec_with(CLUSTER_KEY)
         self._leases = LeaseKeeper(MonotonicClock())
-        self._server = grpc.aio.server(options=_GRPC_OPTIONS)
-        self.address = f"{HOST}:{self._server.add_insecure_port(f'{HOST}:0')}"
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        listen_on = HOST if host == HOST else "0.0.0.0"
+        self.address = f"{host}:{self._server.add_insecure_port(f'{listen_on}:0')}"
 
     def codec_with(self, key: bytes, **changes: Any) -> KvHandleCodec:
         info = self.engine.info
@@ -125,7 +122,7 @@ class VllmWorker:
         return KvHandleCodec(key, KvIdentity(**{**identity, **changes}))
 
     async def open(self) -> None:
-        gate = Gate(max_requests=1000)
+        self.gate = gate = Gate(max_requests=1000)
         metrics = WorkerMetrics(
             CollectorRegistry(), model="tiny", shape="cpu", worker_id=self.engine.info.incarnation
         )
@@ -133,12 +130,10 @@ class VllmWorker:
         worker_pb2_grpc.add_PrefillLegServicer_to_server(
             PrefillLeg(self.engine, self.codec, gate, config, metrics), self._server
         )
-        worker_pb2_grpc.add_DecodeLegServicer_to_server(
-            DecodeLeg(
-                self.engine, self.codec, gate, self._leases, MonotonicClock(), metrics, lease_s=self.lease_s
-            ),
-            self._server,
+        self.decode_leg = DecodeLeg(
+            self.engine, self.codec, gate, self._leases, MonotonicClock(), metrics, lease_s=self.lease_s
         )
+        worker_pb2_grpc.add_DecodeLegServicer_to_server(self.decode_leg, self._server)
         service = CacheFeedService(self.engine.cache_log, self.engine.info.incarnation)
         worker_pb2_grpc.add_CacheFeedServicer_to_server(service, self._server)
         await self._server.start()
@@ -225,9 +220,19 @@ def _message(request_id: str, prompt: list[int], max_tokens: int) -> worker_pb2.
 
 @asynccontextmanager
 async def vllm_worker(
-    name: str, model_path: Path, *, lease_s: int = 30, kv_events: bool = False, **engine_args: Any
+    name: str,
+    model_path: Path,
+    *,
+    lease_s: int = 30,
+    kv_events: bool = False,
+    host: str = HOST,
+    **engine_args: Any,
 ) -> AsyncIterator[VllmWorker]:
-    """A running worker; ``engine_args`` go on top of those of ``engine_spec``."""
+    """A running worker; ``engine_args`` go on top of those of ``engine_spec``.
+
+    Args:
+        host: where other workers reach this one.
+    """
     spec = engine_spec(
         str(model_path), incarnation=next_id(name), lease_s=lease_s, num_pinned_stat=NUM_PINNED_STAT
     )
@@ -238,6 +243,8 @@ async def vllm_worker(
         num_pinned_stat=NUM_PINNED_STAT,
         engine_args={**spec.engine_args, **engine_args},
         kv_events=kv_events,
+        side_channel_host=host,
+        side_channel_port=free_port(host),
     )
     before = _children()
     with pytest.MonkeyPatch.context() as patch:
@@ -246,7 +253,7 @@ async def vllm_worker(
         patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         engine = await VllmEngine.start(spec)
     pids = sorted(_children() - before, key=lambda pid: -psutil.Process(pid).memory_info().rss)
-    worker = VllmWorker(engine, spec, pids)
+    worker = VllmWorker(engine, spec, pids, host)
     await worker.open()
     try:
         yield worker

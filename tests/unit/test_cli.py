@@ -73,7 +73,10 @@ def router() -> Iterator[str]:
             self.send_response(200 if self.path == "/baton/status" else 404)
             self.end_headers()
             prefill = {**WORKER, "worker_id": "mocks-xyz", "role": "prefill", "state": "unreachable"}
-            self.wfile.write(json.dumps({"epoch": 1, "workers": [WORKER, prefill]}).encode())
+            prefill["trouble"] = "its engine has not answered for 20 s"
+            node = {"shape": "mocks", "node_id": "a" * 56, "num_deaths": 4, "last_reason": "its engine died"}
+            answer = {"epoch": 1, "workers": [WORKER, prefill], "suspect_nodes": [node]}
+            self.wfile.write(json.dumps(answer).encode())
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -163,6 +166,13 @@ def test_status_shows_pools_and_workers(router: str) -> None:
     assert ["tiny", "prefill", "1", "0", "3", "70", "25%", "2"] in rows
     assert ["tiny", "decode", "1", "1", "3", "70", "25%", "2"] in rows
     assert ["mocks-abc", "mocks", "decode", "ready", "127.0.0.1:4000", "3", "25%", "2"] in rows
+
+
+def test_status_says_who_is_not_trusted_and_why(router: str) -> None:
+    output = baton("status", router).stdout
+    assert "mocks-xyz is quarantined: its engine has not answered for 20 s" in output
+    assert f"workers of shape mocks keep dying on node {'a' * 12}: 4 in the last minutes" in output
+    assert "its engine died" in output
 
 
 def test_status_as_json_is_the_routers_answer(router: str) -> None:

@@ -24,7 +24,15 @@ HANDLE = KvHandle(
     tp_size=1,
     engine_request_id="e1",
     expires_at_s=12.5,
-    connector_params={"remote_block_ids": [[1, 2, 3]], "remote_port": 5},
+    connector_params={
+        "remote_block_ids": [[1, 2, 3]],
+        "remote_engine_id": "i1",
+        "remote_request_id": "e1",
+        "remote_host": "127.0.0.1",
+        "remote_port": 5,
+        "tp_size": 1,
+        "remote_num_tokens": 40,
+    },
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 from core.clock import ManualClock
 from core.traffic import TrafficSummary
 from core.types import Role, WorkerLoad, WorkerReport
+from planner.quarantine import OPENINGS
 from planner.registry import Registry, RegistryConfig
 
 CONFIG = RegistryConfig(
@@ -298,3 +299,54 @@ def test_the_planner_knows_when_a_registry_has_just_started(clock: ManualClock) 
     assert len(registry.observe().workers) == 1
     clock.advance(2.1)
     assert not registry.observe().rebuilding
+
+
+def complain(registry: Registry, incarnation: str, clock: ManualClock) -> None:
+    for count in range(OPENINGS + 1):
+        registry.router_heard(TrafficSummary(router_id="a", suspects={incarnation: count}))
+        clock.advance(0.1)
+
+
+def test_a_worker_in_quarantine_drains_for_everybody_and_is_told_why(
+    registry: Registry, clock: ManualClock
+) -> None:
+    for worker_id in "12":
+        join(registry, worker_id)
+    bad = report("1", role_assigned=True)
+    assert not registry.desired_state(bad).quarantined
+    epoch = registry.epoch
+    complain(registry, "1-1", clock)
+    snapshot = registry.snapshot()
+    assert snapshot is not None
+    assert snapshot.epoch > epoch
+    shown = {worker.worker_id: (worker.draining, bool(worker.trouble)) for worker in snapshot.workers}
+    assert shown == {"1": (True, True), "2": (False, False)}
+    assert [seen.report.draining for seen in registry.observe().workers] == [True, False]
+    assert registry.is_to_change(bad)
+    told = registry.heartbeat(bad)
+    assert told.draining
+    assert "routers stopped sending" in told.quarantined
+    assert not registry.is_to_change(replace(bad, trouble=told.quarantined, role=told.role))
+    registry.heartbeat(report("1", incarnation="1-2", role_assigned=True))
+    assert not registry.members()["1"].trouble, "a new start is trusted again"
+
+
+def test_deaths_make_a_node_suspect_and_goodbyes_do_not(registry: Registry, clock: ManualClock) -> None:
+    for number in range(4):
+        join(registry, f"left{number}")
+        registry.leave(f"left{number}", f"left{number}-1")
+        registry.heartbeat(report(f"drained{number}", draining=True))
+        clock.advance(5.0)
+    registry.heartbeat(report("1"))
+    assert registry.suspect_nodes == ()
+    join(registry, "silent")
+    clock.advance(5.0)
+    assert registry.start_failed("s", "n", "no memory") == 0.0
+    join(registry, "dead")
+    assert registry.leave("dead", "dead-1", "its engine died") == 2.0
+    (node,) = registry.suspect_nodes
+    assert (node.shape, node.node_id, node.last_reason) == ("s", "n", "its engine died")
+    assert node.num_deaths == 4, "two that fell silent, one that could not start, one that died"
+    snapshot = registry.snapshot()
+    assert snapshot is not None
+    assert snapshot.suspect_nodes == (node,)

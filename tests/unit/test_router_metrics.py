@@ -33,7 +33,7 @@ def metrics(registry: CollectorRegistry, clock: ManualClock) -> RouterMetrics:
     )
 
 
-def worker(worker_id: str, role: Role, *, draining: bool = False) -> WorkerReport:
+def worker(worker_id: str, role: Role, *, draining: bool = False, trouble: str = "") -> WorkerReport:
     return WorkerReport(
         worker_id=worker_id,
         incarnation="i",
@@ -44,6 +44,7 @@ def worker(worker_id: str, role: Role, *, draining: bool = False) -> WorkerRepor
         role=role,
         role_assigned=True,
         draining=draining,
+        trouble=trouble,
         address="127.0.0.1:1",
         node_id="n",
         metrics_address="127.0.0.1:2",
@@ -163,11 +164,17 @@ def test_a_snapshots_workers_are_counted_and_an_emptied_pool_reads_zero(
     def count(role: str, state: str) -> float | None:
         return registry.get_sample_value("baton_workers", {"model": "m", "role": role, "state": state})
 
-    workers = (worker("p", Role.PREFILL), worker("d1", Role.DECODE), worker("d2", Role.DECODE, draining=True))
+    workers = (
+        worker("p", Role.PREFILL),
+        worker("d1", Role.DECODE),
+        worker("d2", Role.DECODE, draining=True),
+        worker("d3", Role.DECODE, draining=True, trouble="its engine does not answer"),
+    )
     metrics.snapshot_received(Snapshot(incarnation="i", epoch=1, workers=workers))
     assert count("prefill", "active") == 1
     assert count("decode", "active") == 1
     assert count("decode", "draining") == 1
+    assert count("decode", "quarantined") == 1
     metrics.snapshot_received(Snapshot(incarnation="i", epoch=2, workers=()))
     assert count("decode", "active") == 0
 

@@ -1,0 +1,20 @@
+"""Starts HAProxy so that it does not outlive the process that started it.
+
+A program, not a module: ``python -IS haproxy_guard.py HAPROXY ARGUMENT...`` becomes HAProxy, under the same
+process id. When the parent goes, however it goes, the kernel sends SIGUSR1: HAProxy stops listening at once and
+ends as soon as its streams have. Without that it would go on with a list of servers that nobody keeps up.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_INIT = 1
+
+if __name__ == "__main__":
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+    if os.getppid() == _INIT:  # it went before we asked
+        sys.exit("haproxy_guard: nobody is there to serve for")
+    os.execv(sys.argv[1], sys.argv[1:])
