@@ -54,11 +54,20 @@ serve: $(STAMP) ## Serve CONFIG=path/to/config.yaml
 
 .PHONY: test
 test: $(STAMP) ## Run all tests but the slow ones, real engines included
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest -m 'not slow and not endurance'
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## Run the slow tests: the longer faults, orphans, fuzzing for minutes
+	@$(BIN)/python -m pytest -m 'slow and not endurance'
 
 .PHONY: test-all
 test-all: $(STAMP) ## Run all tests
 	@$(BIN)/python -m pytest
+
+MINUTES ?= 30
+.PHONY: soak
+soak: $(STAMP) ## Break a loaded cluster every 20 s for MINUTES=30; writes docs/images/soak.png and docs/reliability.md
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --plot docs/images/soak.png --page
 
 .PHONY: bench
 bench: $(STAMP) ## Compare with plain vLLM and find the router's ceiling; writes docs/benchmarks.md

@@ -8,6 +8,7 @@ BatonError
 │   ├── Draining           it is on its way out
 │   └── Overloaded         its queue or its KV cache is full
 ├── WorkerLost             the worker died or its channel broke while it held the request
+│   └── WorkerSilent       it said nothing for too long
 ├── NoWorkerAvailable      no worker of the model can take the request
 ├── Rejected               a router will not take the request: too much is waiting already
 └── KvHandleError          a KV handle does not fit (forged, stale, other model, other tokens)
@@ -49,6 +50,10 @@ class Overloaded(RequestRefused):
 
 class WorkerLost(BatonError):
     """The worker died or became unreachable while it held a request."""
+
+
+class WorkerSilent(WorkerLost):
+    """The worker is connected and gave no token within the time it had."""
 
 
 class NoWorkerAvailable(BatonError):

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.config import VllmConfig
 
 from engine.vllm_args import engine_arguments
+from router.body_errors import answer_stumbles
 from router.engine_client import RelayEngineClient
 from router.engineless_client import SUPPORTED_TASKS
 from router.request_context import Refusal, RequestContext, enter_request
@@ -96,6 +97,7 @@ async def build_openai_app(client: RelayEngineClient, args: Any) -> Any:
     from vllm.entrypoints.launchers.app import build_app
 
     app = build_app(args, SUPPORTED_TASKS, client.model_config)
+    answer_stumbles(app)
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
     return app
 

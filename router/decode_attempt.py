@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from baton_proto import worker_pb2
-from core.errors import RequestRefused, WorkerLost
+from core.errors import RequestRefused, WorkerLost, WorkerSilent
 from engine.base import EngineDelta
 from engine.wire import delta_from_proto
 from router.cluster_view import Member
@@ -19,7 +19,7 @@ _OUTCOMES = {
     worker_pb2.Transfer.CACHED: "cached",
     worker_pb2.Transfer.RECOMPUTED: "recomputed",
 }
-_GIVEN_UP = ("abort", "error")
+GIVEN_UP = ("abort", "error")
 """Finish reasons of an engine that did not finish."""
 
 
@@ -64,16 +64,18 @@ class DecodeAttempt:
         finished = refused = False
         try:
             self._trace.handoff_sent_at_s = self._context.clock.now_s()
-            breaker.sent()
             await link.generate(message, self._on_delta)
             await self._wait_for_the_end()
             finished = True
+            breaker.succeeded()
         except RequestRefused:
             refused = True
             raise
         except WorkerLost:
-            breaker.failed()
-            raise
+            finished = self._ended.done() and self._ended.exception() is None
+            if not finished:  # or the call was lost, and its answer was not
+                breaker.failed()
+                raise
         finally:
             link.forget(request_id)
             if not finished:
@@ -87,7 +89,7 @@ class DecodeAttempt:
             silent_s = self._context.clock.now_s() - self._heard_at_s
             limit_s = config.stall_timeout_s if self._started else config.prefill_timeout_s
             if silent_s >= limit_s:
-                raise WorkerLost(f"no token for {silent_s:.0f} s")
+                raise WorkerSilent(f"no token for {silent_s:.0f} s")
             # The first token changes the limit while this waits.
             await asyncio.wait((self._ended,), timeout=min(limit_s - silent_s, config.stall_timeout_s))
         self._ended.result()
@@ -109,7 +111,7 @@ class DecodeAttempt:
         self._heard_at_s = self._context.clock.now_s()
         if not self._started:
             self._started = True
-            self._member.breaker.succeeded()
+            self._member.breaker.answered()
             trace.first_decode_at_s = self._heard_at_s
             trace.decode_queue_s = message.queue_s
             delta = self._first(delta)
@@ -117,7 +119,7 @@ class DecodeAttempt:
             trace.kv_outcome = _OUTCOMES.get(message.transfer.outcome, "")
             trace.kv_reason = message.transfer.reason
             trace.kv_bytes, trace.kv_pull_s = message.transfer.num_bytes, message.transfer.pull_s
-        if delta.finish_reason in _GIVEN_UP:
+        if delta.finish_reason in GIVEN_UP:
             raise WorkerLost(f"the engine ended the request with {delta.finish_reason!r}")
         self._emit(delta)
         if delta.finish_reason is not None:

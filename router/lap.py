@@ -15,12 +15,12 @@ import logging
 
 from baton_proto import worker_pb2
 from baton_proto.codecs import pack_tokens
-from core.errors import RequestRefused, WorkerLost
+from core.errors import RequestRefused, WorkerLost, WorkerSilent
 from core.request import Path
 from engine.base import EngineDelta
 from engine.wire import delta_from_proto
 from router.cluster_view import Member
-from router.decode_attempt import DecodeAttempt
+from router.decode_attempt import GIVEN_UP, DecodeAttempt
 from router.lap_context import LapContext
 from router.placing import Placing
 from router.relay_request import Emit, Handoff, RelayRequest
@@ -38,6 +38,8 @@ from telemetry.logs import fields
 
 logger = logging.getLogger(__name__)
 
+_MOST_REFUSALS = 3
+"""Prefill workers that refuse: then the decode worker does it."""
 _RESERVE_SLACK_S = 0.05
 """How long a finished first token waits for the decode worker's promise before it goes the safe way."""
 
@@ -61,7 +63,7 @@ class Lap:
     ) -> None:
         self._context = context
         self._request = request
-        self._trace = trace
+        self.trace = trace
         self._placing = placing
         self._tries = tries
         self._emit = emit
@@ -92,8 +94,8 @@ class Lap:
     def worker_id(self) -> str:
         """Where it ran last."""
         if self._request.path is Path.PREFILL_ONLY:
-            return self._trace.prefill_worker
-        return self._trace.decode_worker
+            return self.trace.prefill_worker
+        return self.trace.decode_worker
 
     def give_back(self) -> None:
         """Frees what was pinned or reserved and never used."""
@@ -107,28 +109,29 @@ class Lap:
     # Prefill.
 
     async def _prefill_only(self, decision: Decision) -> None:
-        self._trace.prefill_worker = decision.prefill_worker or ""
+        self.trace.prefill_worker = decision.prefill_worker or ""
         leg = local_leg(self._request.params)
-        reply = await self._prefill(self._member(self._trace.prefill_worker), leg, keep_kv=False)
+        reply = await self._prefill(self._member(self.trace.prefill_worker), leg, keep_kv=False)
         self._emit(delta_from_proto(reply.delta))
 
     async def _prefill_remotely(self, decision: Decision) -> None:
         """Tries prefill workers; without a handoff afterwards, the decode worker prefills by itself."""
         while True:
-            self._trace.decode_worker = decision.decode_worker
+            self.trace.decode_worker = decision.decode_worker
             if decision.prefill_worker is None:
                 if decision.reason == NO_PREFILL_WORKER:
                     self._note_fallback(NO_PREFILL_WORKER, "", "no prefill worker is available")
                 return
-            worker_id = self._trace.prefill_worker = decision.prefill_worker
+            worker_id = self.trace.prefill_worker = decision.prefill_worker
             try:
                 await self._prefill_and_reserve(worker_id, decision.decode_worker)
                 return
             except WorkerLost as error:
-                again = self._tries.failed(worker_id)
+                again = self._tries.failed(worker_id, silent=isinstance(error, WorkerSilent))
                 self._note_fallback("prefill_retry", worker_id, str(error))
             except RequestRefused as refusal:
-                again = self._tries.refused(worker_id)
+                self._tries.refused(worker_id)
+                again = self._tries.num_refusals <= _MOST_REFUSALS
                 self._note_fallback("prefill_retry", worker_id, str(refusal))
             if not again:
                 self._note_fallback("local_prefill", "", "too many prefill workers failed")
@@ -142,8 +145,9 @@ class Lap:
         leg = early_prefill_leg(request.params) if early else kv_only_prefill_leg()
         member = self._member(prefill_id)
         reserving = None
-        if early and self._asked_at is None:
-            reserving = asyncio.create_task(self._reserve(self._member(decode_id)))
+        decode = self._context.view.member(decode_id)
+        if early and decode is not None:
+            reserving = asyncio.create_task(self._reserve(decode))
         try:
             reply = await self._prefill(member, leg, keep_kv=True)
             delta = delta_from_proto(reply.delta)
@@ -178,14 +182,15 @@ class Lap:
             )
 
     async def _prefill(self, member: Member, leg: LegParams, *, keep_kv: bool) -> worker_pb2.PrefillReply:
-        request, trace, context = self._request, self._trace, self._context
+        request, trace, context = self._request, self.trace, self._context
         message = request.leg_message(self._placing.prefill_id, leg, request.prompt_token_ids)
         trace.prefill_sent_at_s = context.clock.now_s()
-        member.breaker.sent()
         try:
             reply = await member.link.prefill(
                 message, keep_kv=keep_kv, timeout_s=context.config.prefill_timeout_s
             )
+            if reply.delta.finish_reason in GIVEN_UP:
+                raise WorkerLost(f"the engine ended a prefill with {reply.delta.finish_reason!r}")
         except (asyncio.CancelledError, WorkerLost) as error:
             if isinstance(error, WorkerLost):
                 member.breaker.failed()
@@ -213,10 +218,10 @@ class Lap:
         if handoff is not None and handoff.first_token is not None:
             prompt = [*prompt, *handoff.first_token.token_ids]
             leg = after_first_token_leg(request.params)
-            self._trace.path = Path.REMOTE_EARLY
+            self.trace.path = Path.REMOTE_EARLY
         else:
-            self._trace.path = Path.LOCAL if handoff is None else Path.REMOTE
-        member = self._member(self._trace.decode_worker)
+            self.trace.path = Path.LOCAL if handoff is None else Path.REMOTE
+        member = self._member(self.trace.decode_worker)
         message = worker_pb2.GenerateRequest(request=request.leg_message(self._decode_id, leg, prompt))
         message.request.replay_token_ids = pack_tokens(request.replay_token_ids)
         if handoff is not None:
@@ -224,7 +229,7 @@ class Lap:
             message.kv_handle.CopyFrom(handoff.kv_handle)
         if member is self._asked_at:
             self._asked_at = None  # the leg uses the promise up
-        attempt = DecodeAttempt(self._context, member, self._trace, handoff, self._emit)
+        attempt = DecodeAttempt(self._context, member, self.trace, handoff, self._emit)
         self._placing.decode_sent(member, prefills=handoff is None)
         await attempt.run(message)
 
@@ -235,7 +240,7 @@ class Lap:
         return f"{self._request.request_id}.d"
 
     def _decode_worker(self) -> Member | None:
-        return self._context.view.member(self._trace.decode_worker)
+        return self._context.view.member(self.trace.decode_worker)
 
     def _member(self, worker_id: str) -> Member:
         member = self._context.view.member(worker_id)
@@ -244,7 +249,7 @@ class Lap:
         return member
 
     def _note_fallback(self, fallback: str, worker_id: str, why: str) -> None:
-        note_fallback(self._trace, fallback, worker_id, why)
+        note_fallback(self.trace, fallback, worker_id, why)
 
 
 def note_fallback(trace: RequestTrace, fallback: str, worker_id: str, why: str) -> None:

@@ -208,6 +208,9 @@ class Placing:
         self._note(decision)
         view = self._context.view
         prefill, decode = view.member(decision.prefill_worker or ""), view.member(decision.decode_worker)
+        for member in (prefill, decode):
+            if member is not None:
+                member.breaker.chosen()
         if prefill is not None:
             self._num_prefills += 1
             self._prefilling_at, self._expected_at = prefill, decode

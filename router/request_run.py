@@ -8,8 +8,9 @@ left, any worker will do, and if there is none, one is waited for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
-from core.errors import BatonError, NoWorkerAvailable, RequestRefused, WorkerLost
+from core.errors import BatonError, NoWorkerAvailable, RequestRefused, WorkerLost, WorkerSilent
 from engine.base import EngineDelta
 from router.admission_gate import AdmissionGate
 from router.lap import Lap, note_fallback
@@ -21,7 +22,14 @@ from router.retry_budget import RetryBudget, Tries
 from router.routing import Decision
 from router.trace import RESTARTED, RESUMED, RequestTrace, Resumption
 
+_MOST_REFUSALS = 16
+"""Of a request that has no token yet."""
 _LOOK_AGAIN_S = 0.1
+_LONGEST_LOOK_AGAIN_S = 1.0
+_GRACE_S = 0.3
+"""A worker whose connection broke may be back by then; else any role will do."""
+_SILENT_GRACE_S = 5.0
+"""A worker that fell silent is asked again if nobody else has come by then."""
 
 
 class RequestRun:
@@ -49,24 +57,36 @@ class RequestRun:
         self._trace = trace
         self._answer = Answer(emit)
         self._tries = Tries(budget, context.config.max_retries)
+        self._placing = Placing(request, trace, placing)
         self._num_retries = 0
+        self._trouble_since_s = 0.0
+        """When it was lost, if it has got nowhere since."""
+        self._look_again_s = _LOOK_AGAIN_S
 
     async def run(self) -> None:
         """See :meth:`router.relay.Relay.run`."""
-        placing = Placing(self._request, self._trace, self._placing_context)
-        decision = placing.choose(()) if self._gate is None else await self._gate.enter(placing)
+        placing = self._placing
+        try:
+            decision = placing.choose(()) if self._gate is None else await self._gate.enter(placing)
+        except BaseException:
+            placing.give_back()  # it may have been let in just before
+            raise
         lap = self._lap(self._request, self._trace, placing, self._first_emit(placing))
         while True:
+            num_before = len(self._answer.token_ids)
             try:
                 await lap.run(decision)
                 break
             except (RequestRefused, WorkerLost, NoWorkerAvailable) as error:
-                self._check_again(lap, error)
+                self._note_loss(lap, error, progressed=len(self._answer.token_ids) > num_before)
                 lost = error
             finally:
                 lap.give_back()
-            lap, decision = await self._next_lap(lap, placing.revision, lost)
-        if self._gate is not None and (tpot_s := self._trace.tpot_s) is not None:
+                if lap.trace is not self._trace:
+                    self._trace.take_rest(lap.trace)
+            lap, decision = await self._next_lap(lap, lost)
+        whole = not self._trace.resumptions  # a pause says nothing of the workers' pace
+        if self._gate is not None and whole and (tpot_s := self._trace.tpot_s) is not None:
             self._gate.finished(tpot_s, self._request.tpot_slo_s, self._trace.output_tokens)
 
     def _first_emit(self, placing: Placing) -> Emit:
@@ -87,65 +107,84 @@ class RequestRun:
 
     # Another lap.
 
-    def _check_again(self, lap: Lap, error: BatonError) -> None:
+    def _note_loss(self, lap: Lap, error: BatonError, *, progressed: bool) -> None:
         """
         Raises:
             WorkerLost: the answer has begun and may not or cannot be taken up.
             NoWorkerAvailable: it has not begun and may not be begun anew.
         """
+        now_s, sent = self._context.clock.now_s(), bool(self._answer.token_ids)
+        if progressed or not self._num_retries:
+            self._trouble_since_s, self._look_again_s = now_s, _LOOK_AGAIN_S
+        why_not = ""
         if isinstance(error, RequestRefused):
-            granted = self._tries.refused(lap.worker_id)
+            self._tries.refused(lap.worker_id)
+            if sent:
+                too_often = now_s - self._trouble_since_s >= self._context.config.resume_timeout_s
+            else:
+                too_often = self._tries.num_refusals > _MOST_REFUSALS
+            why_not = "no worker took it" if too_often else ""
         elif isinstance(error, WorkerLost):
-            granted = self._tries.failed(lap.worker_id)
-        else:
-            granted = True  # a prefill worker was lost before, which counted
-        why_not = "" if granted else "it was begun anew too often"
-        if self._answer.token_ids:
+            silent = isinstance(error, WorkerSilent)
+            if not self._tries.failed(lap.worker_id, silent=silent, progressed=progressed):
+                why_not = "it was begun anew too often"
+        if sent:
             why_not = why_not or cannot_resume(self._request, replays=self._context.config.replays)
         if not why_not:
             return
         message = f"{error}; the request does not go on elsewhere: {why_not}"
-        if self._answer.token_ids:
-            raise WorkerLost(message) from error
-        raise NoWorkerAvailable(message) from error
+        raise (WorkerLost(message) if sent else NoWorkerAvailable(message)) from error
 
-    async def _next_lap(self, lost: Lap, revision: str | None, error: BatonError) -> tuple[Lap, Decision]:
+    async def _next_lap(self, lost: Lap, error: BatonError) -> tuple[Lap, Decision]:
         answer, trace, clock = self._answer, self._trace, self._context.clock
         self._num_retries += 1
         sent = tuple(answer.token_ids)
         rest = rest_of(self._request, sent, self._num_retries)
+        lost_worker = "" if isinstance(error, NoWorkerAvailable) else lost.worker_id
+        note_fallback(trace, RESUMED if sent else RESTARTED, lost_worker, str(error))
         emit: Emit = answer.emit
         if sent:
             resumption = Resumption(
-                lost_worker=lost.worker_id,
+                lost_worker=lost_worker,
                 num_tokens=len(sent),
                 replayed=bool(rest.replay_token_ids),
-                lost_at_s=clock.now_s(),
+                lost_at_s=self._trouble_since_s,
             )
             trace.resumptions.append(resumption)
             emit = RestEmit(answer, rest.replay_token_ids, resumption, clock)
-        note_fallback(trace, RESUMED if sent else RESTARTED, lost.worker_id, str(error))
-        rest_trace = trace.of_rest(clock.now_s(), rest.path) if sent else trace
-        placing = Placing(rest, rest_trace, self._placing_context, revision=revision)
-        decision = await self._place_again(placing)
-        if sent:
-            trace.decode_worker = decision.decode_worker or decision.prefill_worker or ""
-        return self._lap(rest, rest_trace, placing, emit), decision
+            lap_trace = trace.of_rest(clock.now_s(), rest.path)
+        else:
+            lap_trace = trace
+            trace.begin_again()
+        # Weights bind an answer that has begun.
+        revision = self._placing.revision if sent else None
+        placing = self._placing = Placing(rest, lap_trace, self._placing_context, revision=revision)
+        decision = await self._place_again(placing, any_role=bool(sent) or isinstance(error, WorkerLost))
+        return self._lap(rest, lap_trace, placing, emit), decision
 
-    async def _place_again(self, placing: Placing) -> Decision:
+    async def _place_again(self, placing: Placing, *, any_role: bool) -> Decision:
         """
+        Args:
+            any_role: a prefill worker may decode if need be.
+
         Raises:
             NoWorkerAvailable: no worker came in time.
         """
         clock, tries = self._context.clock, self._tries
-        give_up_at_s = clock.now_s() + self._context.config.resume_timeout_s
+        began_s = clock.now_s()
+        give_up_at_s = self._trouble_since_s + self._context.config.resume_timeout_s
         while True:
-            for choose in (placing.choose, placing.choose_any):
-                try:
-                    return choose(tries.excluded)
-                except NoWorkerAvailable as error:
-                    nobody = error
+            try:
+                return placing.choose(tries.excluded)
+            except NoWorkerAvailable as error:
+                nobody = error
+            waited_s = clock.now_s() - began_s
+            if any_role and waited_s >= _GRACE_S:
+                with contextlib.suppress(NoWorkerAvailable):
+                    return placing.choose_any(tries.excluded)
             if clock.now_s() >= give_up_at_s:
                 raise nobody
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            tries.forget_refusals()
+            await asyncio.sleep(self._look_again_s)
+            self._look_again_s = min(2 * self._look_again_s, _LONGEST_LOOK_AGAIN_S)
+            if waited_s >= _GRACE_S or not any_role:
+                tries.forgive(silent_too=waited_s >= _SILENT_GRACE_S)

@@ -94,6 +94,8 @@ class RestEmit:
             if list(delta.token_ids[:skip]) != list(expected):
                 raise WorkerLost("the worker did not repeat the answer so far")
             self._num_seen += skip
+        if delta.finish_reason is not None and self._num_seen < len(self._replayed):
+            raise WorkerLost("the worker ended the answer before it had repeated what was sent")
         token_ids = delta.token_ids[skip:]
         if not token_ids and delta.finish_reason is None:
             return

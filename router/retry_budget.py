@@ -8,7 +8,6 @@ SHARE = 0.2
 """Retries a router may make for each request it takes, beyond each request's first."""
 FLOOR_PER_S = 1.0
 """Such retries a router may make in any case."""
-_MOST_REFUSALS = 16
 _BURST_S = 30.0
 """What has not been used is kept for so long at the floor's rate."""
 
@@ -57,29 +56,38 @@ class Tries:
         self._budget = budget
         self._limit = limit
         self._num_retries = 0
-        self._num_refusals = 0
-        self._failed_at: list[str] = []
+        self._silent_at: list[str] = []
+        self._lost_at: list[str] = []
         self._refused_by: list[str] = []
+        self.num_refusals = 0
 
     @property
     def excluded(self) -> list[str]:
         """Workers that are not asked now."""
-        return self._failed_at + self._refused_by
+        return self._silent_at + self._lost_at + self._refused_by
 
-    def failed(self, worker_id: str) -> bool:
-        """A worker was lost or late. Returns whether the request may go on elsewhere."""
-        self._failed_at.append(worker_id)
-        if self._num_retries >= self._limit or not self._budget.grant(self._num_retries):
+    def failed(self, worker_id: str, *, silent: bool = False, progressed: bool = False) -> bool:
+        """A worker was lost. Returns whether the request may go on elsewhere.
+
+        Args:
+            silent: it said nothing for too long, and may well go on doing so.
+            progressed: the answer had grown there. What does so again and again fails nowhere by itself.
+        """
+        (self._silent_at if silent else self._lost_at).append(worker_id)
+        num_before = 0 if progressed else self._num_retries
+        if self._num_retries >= self._limit or not self._budget.grant(num_before):
             return False
         self._num_retries += 1
         return True
 
-    def refused(self, worker_id: str) -> bool:
-        """A worker did not take it, which costs nearly nothing. Returns whether another may be asked."""
+    def refused(self, worker_id: str) -> None:
+        """A worker did not take it, which costs nearly nothing."""
         self._refused_by.append(worker_id)
-        self._num_refusals += 1
-        return self._num_refusals <= _MOST_REFUSALS
+        self.num_refusals += 1
 
-    def forget_refusals(self) -> None:
-        """Time has passed: who refused may be asked again."""
+    def forgive(self, *, silent_too: bool = False) -> None:
+        """Nobody else is there: who refused, or was lost and is back, may be asked again."""
         self._refused_by.clear()
+        self._lost_at.clear()
+        if silent_too:
+            self._silent_at.clear()

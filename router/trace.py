@@ -99,6 +99,20 @@ class RequestTrace:
             explanations=self.explanations,
         )
 
+    def take_rest(self, rest: RequestTrace) -> None:
+        """What became of the answer's rest belongs to the request, but for its legs."""
+        self.fallbacks = (*self.fallbacks, *rest.fallbacks)
+        self.prefill_worker = rest.prefill_worker or self.prefill_worker
+        self.decode_worker = rest.decode_worker or rest.prefill_worker
+        self.kv_outcome, self.kv_reason = rest.kv_outcome or self.kv_outcome, rest.kv_reason or self.kv_reason
+        self.kv_bytes += rest.kv_bytes
+
+    def begin_again(self) -> None:
+        """It starts from nothing: the legs so far were for nothing."""
+        self.prefill_sent_at_s = self.prefill_done_at_s = None
+        self.handoff_sent_at_s = self.first_decode_at_s = None
+        self.prefill_queue_s = self.prefill_s = self.decode_queue_s = 0.0
+
     def legs_s(self) -> dict[Leg, float]:
         """The waterfall: seconds spent in each leg the request went through."""
         legs: dict[Leg, float] = {}

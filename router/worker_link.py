@@ -12,7 +12,7 @@ import grpc
 from baton_proto import worker_pb2, worker_pb2_grpc
 from baton_proto.channel import CLIENT_OPTIONS
 from baton_proto.codecs import load_from_proto
-from core.errors import Overloaded, WorkerLost
+from core.errors import Overloaded, WorkerLost, WorkerSilent
 from core.types import WorkerLoad
 from telemetry.logs import fields
 
@@ -209,4 +209,5 @@ class WorkerLink:
 def _translate(error: grpc.aio.AioRpcError, address: str) -> Exception:
     if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
         return ValueError(error.details())
-    return WorkerLost(f"worker {address}: {error.code().name}: {error.details()}")
+    kind = WorkerSilent if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else WorkerLost
+    return kind(f"worker {address}: {error.code().name}: {error.details()}")

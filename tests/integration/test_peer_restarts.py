@@ -139,7 +139,7 @@ async def test_100_restarts_of_a_prefill_peer_leave_a_decode_engines_memory_flat
     check_flat(resident)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.timeout(1800)
 async def test_100_restarts_of_a_real_prefill_engine_leave_a_decode_engines_memory_flat(
     pair: tuple[VllmWorker, VllmWorker], model_path: Path

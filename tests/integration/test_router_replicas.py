@@ -108,7 +108,7 @@ def cut_among(streams: list[asyncio.Task[None]]) -> list[BaseException]:
     return [error for stream in streams if stream.done() and (error := stream.exception())]
 
 
-@pytest.mark.parametrize("duration_s", [50, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("duration_s", [50, pytest.param(600, marks=pytest.mark.endurance)])
 async def test_streams_live_through_another_routers_start_stop_and_kill(
     routers: RouterCluster, duration_s: int
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from core.clock import ManualClock
 from router.circuit_breaker import FAILURES, FIRST_PAUSE_S, LONGEST_PAUSE_S, CircuitBreaker
 from router.retry_budget import RetryBudget, Tries
@@ -40,17 +42,24 @@ def test_a_request_may_fail_so_often_and_is_never_sent_back() -> None:
     assert tries.excluded == ["a", "b", "c"]
 
 
-def test_a_refusal_is_forgotten_a_failure_is_not() -> None:
-    tries = Tries(RetryBudget(ManualClock()), limit=2)
-    assert tries.failed("a")
-    assert tries.refused("b")
-    tries.forget_refusals()
-    assert tries.excluded == ["a"]
+def test_who_is_asked_again_when_nobody_else_is_there() -> None:
+    tries = Tries(RetryBudget(ManualClock()), limit=9)
+    tries.failed("lost")
+    tries.failed("silent", silent=True)
+    tries.refused("full")
+    assert set(tries.excluded) == {"lost", "silent", "full"}
+    tries.forgive()
+    assert tries.excluded == ["silent"]
+    tries.forgive(silent_too=True)
+    assert tries.excluded == []
 
 
-def test_refusals_end_too() -> None:
-    tries = Tries(RetryBudget(ManualClock()), limit=2)
-    assert not all(tries.refused("a") for _ in range(100))
+def test_an_answer_that_grew_before_each_loss_does_not_draw_on_the_budget() -> None:
+    clock = ManualClock()
+    grows = Tries(drained(clock), limit=5)
+    assert [grows.failed("w", progressed=True) for _ in range(6)] == [True] * 5 + [False]
+    stands = Tries(drained(clock), limit=5)
+    assert [stands.failed("w") for _ in range(2)] == [True, False]
 
 
 def opened(clock: ManualClock) -> CircuitBreaker:
@@ -82,9 +91,9 @@ def test_after_a_pause_one_request_tries() -> None:
     breaker = opened(clock)
     clock.advance(FIRST_PAUSE_S)
     assert not breaker.is_open
-    breaker.sent()
+    breaker.chosen()
     assert breaker.is_open
-    breaker.succeeded()
+    breaker.answered()
     assert not breaker.is_open
 
 
@@ -97,15 +106,26 @@ def test_a_trial_that_fails_doubles_the_pause_up_to_the_longest() -> None:
         while breaker.is_open:
             clock.advance(0.25)
         pauses.append(clock.now_s() - since_s)
+        breaker.chosen()
+        clock.advance(0.05)
         breaker.failed()
-    assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
-    assert pauses[-1] == LONGEST_PAUSE_S
+    assert pauses[:4] == pytest.approx([1.0, 2.0, 4.0, 8.0], abs=0.3)
+    assert pauses[-1] == pytest.approx(LONGEST_PAUSE_S, abs=0.3)
+    assert breaker.num_opened == 11
+
+
+def test_a_worker_that_answers_and_never_ends_is_left_alone_in_the_end() -> None:
+    breaker = CircuitBreaker(ManualClock())
+    for _ in range(FAILURES):
+        breaker.answered()
+        breaker.failed()
+    assert breaker.is_open
 
 
 def test_a_trial_that_was_cancelled_is_followed_by_another() -> None:
     clock = ManualClock()
     breaker = opened(clock)
     clock.advance(FIRST_PAUSE_S)
-    breaker.sent()
+    breaker.chosen()
     clock.advance(FIRST_PAUSE_S)
     assert not breaker.is_open
