@@ -8,7 +8,13 @@ from typing import Any
 from rich.table import Table
 
 _ROLE_ORDER = {"prefill": 0, "decode": 1}
-_STATE_STYLE = {"ready": "green", "draining": "yellow", "unreachable": "red", "failing": "red", "quarantined": "red"}
+_STATE_STYLE = {
+    "ready": "green",
+    "draining": "yellow",
+    "unreachable": "red",
+    "failing": "red",
+    "quarantined": "red",
+}
 
 Worker = Mapping[str, Any]
 """One entry of ``workers`` in a router's /baton/status."""

@@ -1,8 +1,8 @@
 """Starts HAProxy so that it does not outlive the process that started it.
 
 A program, not a module: ``python -IS haproxy_guard.py HAPROXY ARGUMENT...`` becomes HAProxy, under the same
-process id. When the parent goes, however it goes, the kernel sends SIGUSR1: HAProxy stops listening at once and
-ends as soon as its streams have. Without that it would go on with a list of servers that nobody keeps up.
+process id. When the parent goes, however it goes, the kernel sends SIGUSR1: HAProxy stops listening at once
+and ends as soon as its streams have. Without that it would go on with an old list of servers.
 """
 
 import ctypes

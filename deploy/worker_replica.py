@@ -22,6 +22,7 @@ from core.errors import KvHandleError, StartupError, WorkerLost
 from core.types import DesiredState, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.leg import DecodeLeg
+from deploy.engine_watch import watch_engine
 from deploy.engines import start_engine
 from deploy.hang_watch import HangWatch
 from deploy.node import node_host
@@ -39,8 +40,6 @@ from telemetry.worker_metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
-_ENGINE_WATCH_S = 0.25
-_PROBE_PERIOD_S = 1.0
 _TELL_TIMEOUT_S = 2.0
 _PULL_WATCH_S = 0.05
 _MIN_CALL_S = 1.0
@@ -72,6 +71,8 @@ class WorkerReplica:
         self._announcing: asyncio.Task[None] | None = None
         self._leaving = False
         """It was told to go."""
+        self._given_up = False
+        """It has handed back what it had, and takes nothing."""
         self._hang = HangWatch(settings.hang_timeout_s)
         self._quarantined = ""
         """Why the registry wants it replaced; empty if it does not."""
@@ -123,9 +124,8 @@ class WorkerReplica:
             ),
         )
         leg_config = PrefillLegConfig(address=address, lease_s=settings.lease_s, peer=peer)
-        worker_pb2_grpc.add_PrefillLegServicer_to_server(
-            PrefillLeg(self._engine, codec, self._gate, leg_config, self._metrics), server
-        )
+        self._prefill_leg = PrefillLeg(self._engine, codec, self._gate, leg_config, self._metrics)
+        worker_pb2_grpc.add_PrefillLegServicer_to_server(self._prefill_leg, server)
         self._decode_leg = DecodeLeg(
             self._engine, codec, self._gate, self._leases, clock, self._metrics, lease_s=settings.lease_s
         )
@@ -255,51 +255,30 @@ class WorkerReplica:
 
     async def _watch_engine(self) -> None:
         """A dead engine leaves the cluster at once; Ray Serve replaces the replica."""
-        probe: asyncio.Task[bool] | None = None
-        probed_at_s = time.monotonic()
-        while not self._engine.dead:
-            await asyncio.sleep(_ENGINE_WATCH_S)  # the engine has no event to wait for
-            now_s = time.monotonic()
-            if probe is not None:
-                self._hang.look(now_s)
-                if probe.done():
-                    if probe.result():
-                        self._hang.answered()
-                    probe = None
-                self._note_hang()
-            elif now_s - probed_at_s >= _PROBE_PERIOD_S:
-                probe, probed_at_s = asyncio.create_task(self._probe(), name="probe"), now_s
-        if probe is not None:
-            probe.cancel()
+        await watch_engine(self._engine, self._hang, self._note_hang)
         logger.error("the engine died; leaving the cluster")
         self._tasks[0].cancel()
         leaving = asyncio.create_task(self._leave("its engine died"), name="leave")
         await self._server.stop(grace=0)
         self._replace_at_s = time.monotonic() + await leaving
 
-    async def _probe(self) -> bool:
-        """Whether the engine answers, in the time it gives itself."""
-        try:
-            await self._engine.settle()
-        except WorkerLost:
-            return False
-        return True
-
     def _note_hang(self) -> None:
         """Gives up when the engine hangs, and takes requests again when it answers."""
-        if self._hang.hung and self._decode_leg.keeps_promises:
+        if self._hang.hung and not self._given_up:
             self._give_up()
-        elif not (self._hang.hung or self._quarantined or self._decode_leg.keeps_promises):
+        elif self._given_up and not self._trouble:
             logger.warning("the engine answers again")
-            self._gate.draining, self._decode_leg.keeps_promises = self._leaving, True
+            self._given_up = False
+            self._gate.draining, self._decode_leg.keeps_promises = self._leaving, not self._leaving
             self._metrics.set_draining(self._leaving)
             self._announcing = asyncio.create_task(self._announce(), name="announce")
 
     def _give_up(self) -> None:
         """Takes nothing new and gives back what runs here."""
-        self._gate.draining, self._decode_leg.keeps_promises = True, False
+        self._given_up = self._gate.draining = True
+        self._decode_leg.keeps_promises = False
         self._metrics.set_draining(True)
-        num_requests = self._decode_leg.hand_back(self._trouble)
+        num_requests = self._decode_leg.hand_back(self._trouble) + self._prefill_leg.hand_back()
         logger.error("quarantined", extra=fields(reason=self._trouble, requests_handed_back=num_requests))
         self._announcing = asyncio.create_task(self._announce(), name="announce")
 
@@ -357,6 +336,7 @@ class WorkerReplica:
             if not await self._gate.drain(self._settings.drain_timeout_s):
                 self._decode_leg.keeps_promises = False
                 num_requests = self._decode_leg.hand_back("the worker has drained for as long as it may")
+                num_requests += self._prefill_leg.hand_back()
                 logger.warning("drain timed out", extra=fields(requests_handed_back=num_requests))
             await self._wait_for_pulls()
         for task in (*self._tasks, self._meeting, self._announcing):

@@ -175,7 +175,7 @@ class VllmEngine:
             self._answers.discard(request.request_id)
 
     async def _load_adapter(self, adapter: Any) -> None:
-        """Has an adapter loaded before its first request: one that fails to load inside a step ends the engine.
+        """Loads an adapter before its first request: one that fails to load in a step ends the engine.
 
         Raises:
             ValueError: it does not load, or its number is another adapter's.

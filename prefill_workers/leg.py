@@ -22,7 +22,6 @@ from kv_transfer.params import PinnedKv, keep_for_pull, pinned_kv
 from kv_transfer.peer import KvPeerAddress
 from telemetry.worker_metrics import WorkerMetrics
 
-
 _MAX_DETAILS_CHARS = 500
 """gRPC sends a status's details as a header, and clients refuse headers beyond 8 KiB."""
 
@@ -53,7 +52,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
         self._gate = gate
         self._config = config
         self._metrics = metrics
-        self._running: set[str] = set()
+        self._running: dict[str, asyncio.Task[EngineDelta]] = {}
 
     async def Prefill(
         self, message: worker_pb2.PrefillRequest, context: grpc.aio.ServicerContext
@@ -80,11 +79,7 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
             raise ValueError(f"a prefill makes one token, not {request.max_tokens}")
         if request.request_id in self._running:
             raise ValueError(f"request {request.request_id!r} is being prefilled already")
-        self._running.add(request.request_id)
-        try:
-            delta = await self._first_delta(request)
-        finally:
-            self._running.discard(request.request_id)
+        delta = await self._run(request)
         reply = worker_pb2.PrefillReply(
             delta=delta_to_proto(request.request_id, delta), load=load_to_proto(self._engine.load())
         )
@@ -98,6 +93,29 @@ class PrefillLeg(worker_pb2_grpc.PrefillLegServicer):
             return reply
         reply.kv_handle.CopyFrom(self._mint(message.request, pinned))
         return reply
+
+    def hand_back(self) -> int:
+        """Ends every prefill that runs here; routers have them done elsewhere.
+
+        Returns:
+            How many that were.
+        """
+        tasks = [task for task in self._running.values() if not task.done() and not task.cancelling()]
+        for task in tasks:
+            task.cancel()
+        return len(tasks)
+
+    async def _run(self, request: EngineRequest) -> EngineDelta:
+        task = self._running[request.request_id] = asyncio.create_task(self._first_delta(request))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and caller.cancelling():
+                raise
+            raise WorkerLost("the worker hands its prefills back") from None
+        finally:
+            del self._running[request.request_id]
 
     async def _first_delta(self, request: EngineRequest) -> EngineDelta:
         """The single delta of a one-token request."""

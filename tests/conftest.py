@@ -6,26 +6,44 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import psutil
 import pytest
+
+from tests.faults import record
+from tests.faults.record import FaultReport
 
 _MARK = "BATON_TEST_RUN"
 _GRACE_S = float(os.environ.get("BATON_TEST_GRACE_S", "10"))
 _leaked = pytest.StashKey[list[str]]()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Marks this run's environment, which every process started by a test inherits."""
+    record.configure(config)
     os.environ[_MARK] = uuid.uuid4().hex
     os.environ["SPT_NOENV"] = "1"  # setproctitle would write over the mark in /proc
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures are torn down, as after Ctrl-C
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    record.note_outcome(item, report)
+    return report
+
+
+@pytest.fixture
+def fault_report(request: pytest.FixtureRequest) -> FaultReport:
+    """Where a test of the fault matrix notes what it measured."""
+    return FaultReport(request.node)
+
+
 @pytest.hookimpl(trylast=True)  # after the teardown of session fixtures
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fails the run if a process it started is left, and ends that process."""
+    record.write_results(session.config)
     deadline = time.monotonic() + _GRACE_S
     while (left := list(_processes_of_this_run())) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -61,16 +61,17 @@ class Commands:
     def left_running(self, grace_s: float = 3.0) -> list[str]:
         """What the commands started and did not end."""
         deadline_s = time.monotonic() + grace_s
-        while (left := self._processes()) and time.monotonic() < deadline_s:
+        while (left := self.processes()) and time.monotonic() < deadline_s:
             time.sleep(0.1)
         return [" ".join(process.cmdline())[:150] for process in left]
 
     def end_all(self) -> None:
-        for process in self._processes():
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    def _processes(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
+        """Those that live and were started by the commands."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

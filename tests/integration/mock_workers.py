@@ -94,7 +94,7 @@ class MockWorker:
             b"k" * 32, KvIdentity(model=MODEL, revision=self.revision, block_size_tokens=16, kv_layout="mock")
         )
         peer = KvPeerAddress(self.worker_id, "127.0.0.1", 0, 1)
-        prefill = PrefillLeg(
+        self.prefill_leg = PrefillLeg(
             self.engine,
             codec,
             self.gate,
@@ -105,7 +105,7 @@ class MockWorker:
             self.engine, codec, self.gate, self.leases, MonotonicClock(), metrics, lease_s=self._lease_s
         )
         self.decode_leg = decode
-        worker_pb2_grpc.add_PrefillLegServicer_to_server(prefill, self.server)
+        worker_pb2_grpc.add_PrefillLegServicer_to_server(self.prefill_leg, self.server)
         worker_pb2_grpc.add_DecodeLegServicer_to_server(decode, self.server)
         await self.server.start()
 

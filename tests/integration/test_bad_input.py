@@ -12,7 +12,7 @@ from tests.integration import prompts
 from tests.integration.parity import same_answer
 from tests.integration.served import Body, Served, ServedByBaton
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300), pytest.mark.fault_row(18)]
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 DEEP = 100_000

@@ -75,6 +75,7 @@ async def overwrite(engine: VllmEngine) -> None:
     await run(engine, greedy(prompts.tokens(4700, next_id("other")), 1))
 
 
+@pytest.mark.fault_row(10)
 async def test_a_pull_within_the_lease_is_right(pair: tuple[VllmWorker, VllmWorker]) -> None:
     prefill, decode = pair
     prompt = prompts.tokens(1000, "in time")
@@ -90,6 +91,7 @@ async def test_a_pull_within_the_lease_is_right(pair: tuple[VllmWorker, VllmWork
     assert [first, *answer.token_ids] == await reference(decode.engine, prompt, NUM_TOKENS + 1)
 
 
+@pytest.mark.fault_row(10)
 async def test_a_pull_after_the_lease_is_recomputed(pair: tuple[VllmWorker, VllmWorker]) -> None:
     prefill, decode = pair
     prompt = prompts.tokens(1000, "too late")
@@ -108,6 +110,7 @@ async def test_a_pull_after_the_lease_is_recomputed(pair: tuple[VllmWorker, Vllm
     assert [first, *answer.token_ids] == await reference(decode.engine, prompt, NUM_TOKENS + 1)
 
 
+@pytest.mark.fault_row(10)
 async def test_a_lease_that_is_renewed_meanwhile_holds(pair: tuple[VllmWorker, VllmWorker]) -> None:
     prefill, decode = pair
     prompt = prompts.tokens(1000, "renewed")
@@ -129,6 +132,7 @@ async def test_a_lease_that_is_renewed_meanwhile_holds(pair: tuple[VllmWorker, V
     assert [first, *answer.token_ids] == await reference(decode.engine, prompt, NUM_TOKENS + 1)
 
 
+@pytest.mark.fault_row(10)
 async def test_a_decode_engine_stopped_in_mid_read_until_the_blocks_hold_another_prompt(
     pair: tuple[VllmWorker, VllmWorker],
 ) -> None:
@@ -277,6 +281,7 @@ BAD_HANDLES: dict[str, tuple[Spoil, str]] = {
 }
 
 
+@pytest.mark.fault_row(11)
 @pytest.mark.parametrize("name", BAD_HANDLES)
 async def test_a_handle_that_is_not_exactly_right_is_recomputed(
     name: str, pair: tuple[VllmWorker, VllmWorker]
@@ -294,6 +299,7 @@ async def test_a_handle_that_is_not_exactly_right_is_recomputed(
     assert [prefilled.first_token, *rest] == await reference(prefill.engine, prompt, NUM_TOKENS + 1)
 
 
+@pytest.mark.fault_row(11)
 async def test_a_good_handle_still_pulls_after_all_those(pair: tuple[VllmWorker, VllmWorker]) -> None:
     prefill, decode = pair
     prompt = prompts.tokens(300, "good handle")

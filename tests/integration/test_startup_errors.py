@@ -14,7 +14,7 @@ import pytest
 from tests.integration.baton_command import Commands, mock_config
 from tests.integration.server_process import HOST, free_port
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.fault_row(19)]
 
 _AT_ONCE_S = 15.0
 """Before Ray starts; generous for a busy machine."""

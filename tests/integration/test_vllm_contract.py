@@ -35,6 +35,7 @@ def test_the_connector_overrides_methods_that_exist() -> None:
         *("consumer_notification_counts_by_req", "expected_consumer_notifications_by_req", "xfer_stats"),
         *("nixl_wrapper", "nixl_backends", "device_type", "_handle_failed_transfer", "_ensure_handshake"),
         *("_reap_expired_send_leases", "_pop_done_transfers", "_read_blocks_for_req", "get_transfer_results"),
+        *("_engines_with_inflight_transfers", "_try_release_xfer_handle"),
     ],
 )
 def test_the_nixl_worker_still_has_what_the_connector_touches(name: str) -> None:
@@ -77,6 +78,34 @@ def test_the_scheduler_still_shows_the_connector_each_step_and_then_its_result()
     assert (
         inspect.getsource(Scheduler.update_from_output).count("self.connector.get_kv_connector_stats()") == 1
     )
+
+
+def test_the_connector_still_gets_the_block_pool_and_its_reports_before_blocks_are_freed() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert parameters(KVConnectorBase_V1.bind_kv_cache_manager)[1:] == ["kv_cache_manager"]
+    assert "bind_kv_cache_manager(" in inspect.getsource(Scheduler.__init__)
+    assert parameters(KVCacheManager.get_blocks)[1:] == ["request_id"]
+    assert parameters(BlockPool.touch)[1:] == ["blocks"]
+    assert parameters(BlockPool.free_blocks)[1:] == ["ordered_blocks"]
+    finished = inspect.getsource(Scheduler._update_from_kv_xfer_finished)
+    assert 0 < finished.index("update_connector_output(") < finished.index("_free_blocks(")
+
+
+def test_a_failed_pulls_request_still_gets_other_blocks() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert "request.num_computed_tokens = 0" in inspect.getsource(Scheduler._handle_failed_recving)
+    assert "self.kv_cache_manager.free(request)" in inspect.getsource(Scheduler._update_waiting_for_remote_kv)
+
+
+def test_the_engine_still_steps_while_the_connector_has_something_to_look_after() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert "self.connector.has_pending_push_work()" in inspect.getsource(Scheduler.has_requests)
 
 
 def test_request_ids_still_end_in_eight_random_digits() -> None:

@@ -212,6 +212,22 @@ async def test_workers_that_cannot_start_hold_nobody_up(cluster: CountsCluster) 
     assert cluster.say("wanted") == {"base": 2, "more": 2}
 
 
+async def test_streams_that_outlast_the_drain_go_on_elsewhere(cluster: CountsCluster) -> None:
+    await asyncio.to_thread(cluster.apply, lambda config: config.update(drain_timeout_s=2))
+    await cluster.wait_ready(2)
+    streams = [asyncio.create_task(cluster.complete(600, 80 + number)) for number in range(6)]
+    await asyncio.sleep(1)
+    leaving = {worker["worker_id"] for worker in await cluster.workers() if worker["shape"] == "more"}
+    busy = {worker["worker_id"] for worker in await cluster.workers() if worker["num_requests"]}
+    assert leaving & busy
+    await asyncio.to_thread(cluster.say, "ask more 0")
+    await cluster.wait_ready(0)
+    served = {await cluster.decoded_by(request_id) for request_id in await asyncio.gather(*streams)}
+    assert not leaving & served, "a worker went on beyond its drain"
+    await asyncio.to_thread(cluster.say, "ask more 2")
+    await cluster.wait_ready(2)
+
+
 async def test_a_changed_count_leaves_every_other_replica_alone(cluster: CountsCluster) -> None:
     before = cluster.replicas()
     async with cluster.under_load():

@@ -272,6 +272,27 @@ async def test_it_goes_on_whatever_fails() -> None:
         await task
 
 
+@pytest.mark.parametrize("num_turns", range(5))
+async def test_it_ends_when_it_is_cancelled_just_as_an_answer_comes(num_turns: int) -> None:
+    bench = Bench(HOLD, call_timeout_s=5.0)
+    asked, answer = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def observe() -> Observation:
+        asked.set()
+        await answer
+        return observation()
+
+    bench.cluster.observe = observe  # type: ignore[method-assign]
+    task = asyncio.create_task(bench.loop.run())
+    await asked.wait()
+    answer.set_result(None)
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=0.5)
+    assert task.cancelled()
+
+
 async def test_moves_are_logged_with_reason_inputs_and_alternatives_and_a_hold_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
