@@ -57,7 +57,7 @@ test: $(STAMP) ## Run all tests but the slow ones, real engines included
 	@$(BIN)/python -m pytest -m 'not slow and not endurance'
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## Run the slow tests: the longer faults, orphans, fuzzing for minutes
+test-slow: $(STAMP) ## Run the slow tests: the longer faults, orphans
 	@$(BIN)/python -m pytest -m 'slow and not endurance'
 
 .PHONY: test-all

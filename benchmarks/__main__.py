@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     decision_cost,
+    faults,
     fidelity,
     latency,
     machine,
@@ -143,6 +144,21 @@ def planner_live_alone(quick: Quick = False) -> None:
     if not quick:
         planner_live_plot.plot(run, report.DOCUMENT.parent / "images" / "planner-live.png")
     _finish("planner-live", planner_live.as_json(run), planner_live.tables(run), quick)
+
+
+@app.command("faults")
+def faults_alone(
+    quick: Quick = False,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Only this one, may be repeated; then nothing is written.")
+    ] = None,
+) -> None:
+    """The same faults on Baton, vllm-router and Ray Serve LLM, side by side; about 12 minutes."""
+    model_dir = make_tiny_model(CACHE / "tiny-model")
+    logs = CACHE / "faults-logs"
+    results = faults.measure(model_dir, logs, system or list(faults.SYSTEMS), console.log)
+    partial = quick or system is not None
+    _finish("faults", {"systems": faults.as_json(results)}, faults.tables(results), partial)
 
 
 @app.command("decision")

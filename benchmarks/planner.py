@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -63,7 +64,7 @@ FULL = Grid(
     durations_s={4: 300.0, 8: 240.0, 16: 180.0, 64: 120.0},
     budgets={4: 8, 8: 6, 16: 4, 64: 3},
     published=((1, True), (1, False), (3, True), (3, False)),
-    steady_s={4: 1800.0, 8: 900.0, 16: 600.0, 64: 180.0},
+    steady_s={4: 1800.0, 8: 300.0, 16: 240.0, 64: 180.0},
 )
 QUICK = Grid(
     loads=(PHASE_SHIFT, BURSTY),
@@ -229,7 +230,7 @@ def _cells(run: Run, oracle: Run) -> tuple[str, ...]:
         f"{run.goodput_per_gpu_hour:,.0f}",
         *(f"{value:,.0f}" for value in run.ttft_ms),
         *(f"{value:.1f}" for value in run.tpot_ms),
-        f"{run.worst_minute:.1%}",
+        "-" if math.isnan(run.worst_minute) else f"{run.worst_minute:.1%}",
         f"{run.switches_per_hour:.0f}",
     )
 

@@ -20,9 +20,9 @@ from benchmarks.planner_schedule import Change, Rule, Schedule, tidy
 
 ALL_SPLITS_UP_TO = 8
 """GPUs; with more, splits are searched from coarse to fine."""
-_COARSE_PARTS = 8
+_COARSE_PARTS, _FINE_PARTS = 8, 16
 _HOPELESS = 0.9
-"""Splits with more prefill workers are not tried once one attains less than this part of the best."""
+"""A split that attains less than this part of the best, and less than the one before it, ends that way."""
 _PRICES_S = (1.0, 4.0, 15.0)
 """Of one move in the first guess: seconds of one GPU's share of the load."""
 _LEADS_S = (3.0, 8.0, -4.0)
@@ -47,22 +47,33 @@ class Oracle:
 
 
 def static_runs(scene: Scene) -> dict[int, Run]:
-    """By prefill workers: every split of up to ``ALL_SPLITS_UP_TO`` GPUs; of more, every eighth of the GPUs
-    as long as that is not hopeless, and then, in halves of that step, the neighbours of the best so far. 0 is
-    no disaggregation."""
+    """By prefill workers: every split of up to ``ALL_SPLITS_UP_TO`` GPUs, 0 (no disaggregation) among them.
+
+    Of more: 0, half of the GPUs, and from there either way in eighths until one serves hopelessly few; then
+    the neighbours of the best so far, in halves of that step down to a sixteenth. From 1 on attainment has
+    one peak in the number of prefill workers, but for noise: too few are as bad as too many.
+    """
     size = scene.num_gpus
     if size <= ALL_SPLITS_UP_TO:
         return {num_prefill: run_static(scene, num_prefill) for num_prefill in range(size)}
-    step = size // _COARSE_PARTS
-    runs: dict[int, Run] = {}
-    for num_prefill in range(0, size, step):
-        runs[num_prefill] = run_static(scene, num_prefill)
-        if runs[num_prefill].num_met < _HOPELESS * max(run.num_met for run in runs.values()):
-            break
-    while (step := step // 2) >= 1:
-        best = max(runs, key=lambda num_prefill: runs[num_prefill].num_met)
-        for near in (best - step, best + step):
-            if 0 <= near < size and near not in runs:
+    step, middle = size // _COARSE_PARTS, size // 2
+    runs = {num_prefill: run_static(scene, num_prefill) for num_prefill in (0, middle)}
+
+    def best() -> int:
+        return max((split for split in runs if split), key=lambda split: runs[split].num_met)
+
+    for way in (-step, step):
+        last = middle
+        while 0 < last + way < size:
+            runs[last + way] = run_static(scene, last + way)
+            hopeless = runs[last + way].num_met < _HOPELESS * runs[best()].num_met
+            if hopeless and runs[last + way].num_met < runs[last].num_met:
+                break
+            last += way
+    while (step := step // 2) >= max(1, size // _FINE_PARTS):
+        peak = best()
+        for near in (peak - step, peak + step):
+            if 0 < near < size and near not in runs:
                 runs[near] = run_static(scene, near)
     return dict(sorted(runs.items()))
 

@@ -18,8 +18,8 @@ from router.admin_api import admin_routes
 from router.app import FrontDoor, build_openai_app, front_end_config, parse_front_end_args
 from router.cluster_view import ClusterView
 from router.engine_client import RelayEngineClient
-from router.policy import LeastLoadPolicy
 from router.lap_context import RelayConfig
+from router.policy import LeastLoadPolicy
 from router.relay import Relay
 from router.trace import TraceLog
 from router.tracker import RequestTracker

@@ -209,8 +209,8 @@ class KvTransferConfig(_Section):
     buffer_device: Literal["cpu", "cuda"] = "cuda"
     """Memory that NIXL reads and writes. CPU workers need `cpu`."""
     lease_s: PositiveCount = 30
-    """Seconds that a prefill worker keeps a finished prompt's KV for a pull, unless the lease is renewed; no pull
-    takes longer."""
+    """Seconds that a prefill worker keeps a finished prompt's KV for a pull, unless the lease is renewed; no
+    pull takes longer."""
 
 
 class PlannerConfig(_Section):

@@ -63,8 +63,8 @@ class RouterReplica:
         from router.admin_api import admin_routes
         from router.app import FrontDoor, build_openai_app, front_end_config, parse_front_end_args
         from router.engine_client import RelayEngineClient
-        from router.planner_api import planner_routes
         from router.lap_context import RelayConfig
+        from router.planner_api import planner_routes
         from router.relay import Relay
         from router.tracker import RequestTracker
 

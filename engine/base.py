@@ -32,8 +32,8 @@ class EngineRequest:
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     kv_params: KvParams | None = None
     replay_token_ids: Sequence[int] = ()
-    """Tokens the answer begins with, whatever would be sampled; they come out like any others, and leave seeds,
-    penalties and grammars as they left them when they were sampled."""
+    """Tokens the answer begins with, whatever would be sampled; they come out like any others, and leave
+    seeds, penalties and grammars as they left them when they were sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,7 +158,9 @@ class PlannerLoop:
         return self._wanted
 
     async def _in_time(self, answer: Awaitable[T]) -> T:
-        return await asyncio.wait_for(answer, self._call_timeout_s)
+        # Not wait_for: it can lose a cancellation that comes together with the answer.
+        async with asyncio.timeout(self._call_timeout_s):
+            return await answer
 
     # Telling.
 

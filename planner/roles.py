@@ -16,6 +16,10 @@ MIN_GAIN = 0.02
 """Share of the requests that a move must gain over the horizon..."""
 CLEAR_GAIN = 0.15
 """...and that makes one look enough; less is confirmed by a second look."""
+LASTING_GAIN = 0.005
+"""A gain between this and ``MIN_GAIN`` is worth a move once it has lasted..."""
+LASTING_LOOKS = 20
+"""...for so many looks that all wanted more of the same role."""
 _NUM_ALTERNATIVES = 8
 
 
@@ -60,10 +64,15 @@ class RoleChooser:
     def __init__(self) -> None:
         self._leaning: PlannedSplit | None = None
         """What the last look would have moved to, had it been clearer."""
+        self._wanted: PlannedSplit | None = None
+        """What the last look would have gained a little by, or more..."""
+        self._num_wanted = 0
+        """...and how many looks in a row wanted more of the same role."""
 
     def forget(self) -> None:
         """Looks that come are not confirmed by those that were."""
         self._leaning = None
+        self._num_wanted = 0
 
     def choose(
         self,
@@ -105,17 +114,31 @@ class RoleChooser:
 
     def _judge(self, present: Option, best: Option, gain: float) -> tuple[Option, str]:
         leaning, self._leaning = self._leaning, None
+        self._count(present, best, gain)
         if best is present:
             return present, "the split is the best there is"
         if not math.isfinite(gain):
             return present, "what the split does now cannot be predicted"
         text = f"{best.split.label} would gain {gain:.1%} of the requests"
+        if gain < MIN_GAIN and self._num_wanted >= LASTING_LOOKS:
+            self._num_wanted = 0
+            return best, f"{text}, and has done so for {LASTING_LOOKS} looks"
         if gain < MIN_GAIN:
             return present, f"{text}, less than a move is worth"
         if gain < CLEAR_GAIN and not _same_direction(leaning, best.split, present.split):
             self._leaning = best.split
             return present, f"{text}, if the next look agrees"
+        self._num_wanted = 0
         return best, text
+
+    def _count(self, present: Option, best: Option, gain: float) -> None:
+        """How long a small gain has lasted."""
+        if best is present or not gain >= LASTING_GAIN:
+            self._num_wanted = 0
+            return
+        same = _same_direction(self._wanted, best.split, present.split)
+        self._num_wanted = self._num_wanted + 1 if same else 1
+        self._wanted = best.split
 
 
 def _same_direction(leaning: PlannedSplit | None, best: PlannedSplit, present: PlannedSplit) -> bool:

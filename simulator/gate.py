@@ -9,11 +9,17 @@ from simulator.event_queue import EventQueue
 
 
 class Gate:
-    """One router's waiting line, and when it is looked at."""
+    """One router's waiting line, and when it is looked at.
 
-    def __init__(self, limits: AdmissionLimits, queue: EventQueue) -> None:
+    Args:
+        rest_s: from one look at the line to the next at least; news that come meanwhile wait for it.
+    """
+
+    def __init__(self, limits: AdmissionLimits, queue: EventQueue, rest_s: float = 0.0) -> None:
         self.limits = limits
         self._queue = queue
+        self._rest_s = rest_s
+        self._rests_until_s = 0.0
         self._controller = AdmissionController(limits, self)
         self._due_s = float("inf")
         """The earliest time at which an update is scheduled."""
@@ -57,6 +63,7 @@ class Gate:
             self._update_at(self._queue.now_s)
 
     def _update_at(self, time_s: float) -> None:
+        time_s = max(time_s, self._rests_until_s)
         if time_s < self._due_s:
             self._due_s = time_s
             self._queue.at(time_s, self._update)
@@ -65,5 +72,6 @@ class Gate:
         if now_s < self._due_s:
             return  # an earlier one has come and gone
         self._due_s = float("inf")
+        self._rests_until_s = now_s + self._rest_s
         self._controller.update()
         self._update_at(self._controller.next_update_s())

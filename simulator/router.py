@@ -52,7 +52,11 @@ class SimulatedRouter:
         self._views: dict[str, WorkerView] = {}
         self._candidates: dict[str, Candidate] = {}
         self._changed: dict[str, None] = {}
-        """Workers whose candidates are out of date."""
+        """Workers whose candidates are out of date..."""
+        self._drifting: dict[str, None] = {}
+        """...and those whose candidates are so whenever time has passed..."""
+        self._drifted_at_s = 0.0
+        """...since then."""
         self._prefixes = PrefixKnowledge(max_blocks=_MAX_PIECES)
 
     def now_s(self) -> float:
@@ -174,14 +178,17 @@ class SimulatedRouter:
     def _usable(self) -> list[Candidate]:
         """Workers that a request can be sent to now; only those that changed are looked at again."""
         drift_matters = self._policy.predicts or self.gate is not None
-        drifting: dict[str, None] = {}
+        if self._queue.now_s > self._drifted_at_s:
+            self._drifted_at_s = self._queue.now_s
+            self._changed = self._drifting | self._changed
         for worker_id in self._changed:
             view = self._views.get(worker_id)
+            self._drifting.pop(worker_id, None)
             if view is None or view.report.draining:
                 self._candidates.pop(worker_id, None)
             else:
                 self._candidates[worker_id] = view.candidate()
                 if drift_matters and view.drifts:
-                    drifting[worker_id] = None
-        self._changed = drifting
+                    self._drifting[worker_id] = None
+        self._changed = {}
         return list(self._candidates.values())

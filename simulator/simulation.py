@@ -93,7 +93,7 @@ class Simulation:
                 make_policy(seed * spec.num_routers + n),
                 self.queue,
                 StepTimes(spec.assumed_step_time),
-                None if spec.admission is None else Gate(spec.admission, self.queue),
+                None if spec.admission is None else Gate(spec.admission, self.queue, spec.admission_rest_s),
                 spec.num_routers,
                 f"router-{n}",
             )

@@ -63,6 +63,8 @@ class ClusterSpec:
     """Requests in flight in one router before more are refused; 0 for no limit."""
     admission: AdmissionLimits | None = None
     """Of each router; None: whatever comes is sent at once."""
+    admission_rest_s: float = 0.0
+    """From a router's look at its waiting line to the next one at least."""
     prefill_timeout_s: float = 60.0
     stall_timeout_s: float = 120.0
     restart: bool = True

@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for reports in terminalreporter.stats.values()
         for report in reports
         if isinstance(report, pytest.TestReport)
-        and "slow" in report.keywords
+        and "endurance" in report.keywords
         and "tests/fuzz" in report.nodeid
     ]
     if thorough:

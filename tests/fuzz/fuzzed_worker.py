@@ -44,12 +44,14 @@ class FuzzedWorker:
         self._num_asked = 0
         self._expected: list[int] = []
         self._num_tasks = 0
+        self._streams: set[str] = set()
 
     async def open(self) -> None:
         assert await self._link.wait_up(10.0)
         for _ in range(2):
             self._expected = await self._ask()
         self._num_tasks = len(asyncio.all_tasks())
+        self._streams = set(self._worker.decode_leg._outboxes)
 
     async def close(self) -> None:
         await self._link.close()
@@ -104,7 +106,7 @@ class FuzzedWorker:
             "inside": self._worker.gate.num_inside,
             "promised tokens": leg._reservations.num_promised_tokens,
             "decode tasks": sorted(leg._tasks),
-            "outboxes": sorted(set(leg._outboxes) - {LINK}),
+            "outboxes": sorted(set(leg._outboxes) - self._streams),
             "KV blocks": load.kv_used_blocks,
             "pinned": load.num_pinned,
             "running": load.num_running,

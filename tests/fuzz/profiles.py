@@ -34,6 +34,6 @@ def thorough(max_examples: int) -> Callable[[Any], Any]:
 
     def decorate(test: Any) -> Any:
         test = settings(max_examples=max_examples, **_SETTINGS)(hypothesis.seed(SEED)(test))
-        return pytest.mark.timeout(540)(pytest.mark.slow(test))
+        return pytest.mark.timeout(900)(pytest.mark.endurance(test))
 
     return decorate

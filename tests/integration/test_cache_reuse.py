@@ -19,8 +19,8 @@ from core.step_times import StepTimes
 from core.types import Role, Snapshot
 from engine.base import EngineDelta
 from router.cluster_view import ClusterView
-from router.policies import make_policy
 from router.lap_context import RelayConfig
+from router.policies import make_policy
 from router.relay import Relay
 from router.relay_request import RelayRequest
 from router.trace import RequestTrace

@@ -14,7 +14,7 @@ import pytest
 from deploy.engine_watch import watch_engine
 from deploy.hang_watch import HangWatch
 from engine.vllm_engine import VllmEngine
-from tests.integration.engine_process import engine_spec
+from tests.integration.engine_process import ENVIRONMENT, engine_spec
 
 pytestmark = pytest.mark.engine
 
@@ -31,8 +31,10 @@ async def until(condition: Callable[[], bool], limit_s: float) -> float:
 
 
 async def test_an_engine_that_hangs_is_noticed_comes_back_unharmed_and_is_missed_when_it_dies(
-    model_path: Path,
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for variable, value in {**ENVIRONMENT, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}.items():
+        monkeypatch.setenv(variable, value)
     engine = await VllmEngine.start(engine_spec(str(model_path)))
     process = max(psutil.Process().children(recursive=True), key=lambda child: child.memory_info().rss)
     hang = HangWatch(LIMIT_S)

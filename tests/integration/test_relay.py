@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from core.errors import NoWorkerAvailable, WorkerLost
+from core.errors import NoWorkerAvailable
 from core.request import Path
 from core.types import Role
 from tests.integration.mock_workers import MockCluster

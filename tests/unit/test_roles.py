@@ -9,7 +9,7 @@ import pytest
 from core.types import WorkerLoad
 from planner.candidates import role_splits
 from planner.prediction import Prediction
-from planner.roles import Choice, RoleChooser
+from planner.roles import LASTING_LOOKS, Choice, RoleChooser
 from planner.split import PlannedSplit, ShapeSplit
 from tests.unit.planned import P, shape, workers
 
@@ -86,8 +86,28 @@ def test_a_look_in_between_that_is_content_is_a_new_beginning() -> None:
 
 def test_what_is_hardly_better_is_never_done() -> None:
     looks = Looks()
-    for _ in range(10):
+    for _ in range(3 * LASTING_LOOKS):
         assert moved(looks({2: 0.900, 3: 0.903})) is None
+
+
+def test_what_is_a_little_better_for_long_is_done() -> None:
+    looks = Looks()
+    for _ in range(LASTING_LOOKS - 1):
+        assert moved(looks({2: 0.90, 3: 0.912})) is None
+    choice = looks({2: 0.90, 3: 0.912})
+    assert moved(choice) == 3
+    assert f"for {LASTING_LOOKS} looks" in choice.reason
+    assert moved(looks({2: 0.90, 3: 0.912})) is None
+
+
+@pytest.mark.parametrize("other", [{2: 0.90}, {2: 0.90, 3: 0.902}, {2: 0.90, 1: 0.912}])
+def test_a_look_that_does_not_agree_begins_the_long_time_anew(other: dict[int, float]) -> None:
+    looks = Looks()
+    for look in range(3 * LASTING_LOOKS):
+        disagrees = look % (LASTING_LOOKS - 1) == 0
+        assert moved(looks(other if disagrees else {2: 0.90, 3: 0.912})) is None
+    looks.chooser.forget()
+    assert moved(looks({2: 0.90, 3: 0.912})) is None
 
 
 def test_a_move_that_costs_more_than_it_gains_is_not_made() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from core.performance_model import LinearStepTime
 from core.worker_events import SequenceSpec, WorkerModelConfig
+from router.admission import AdmissionController
 from router.admission_limits import AdmissionLimits
 from router.policies import make_policy
 from simulator.actions import Kill
@@ -123,6 +124,27 @@ def test_below_saturation_it_changes_next_to_nothing(kind: Any) -> None:
 
     assert attained(with_it).mean() >= attained(without).mean() - 0.01
     assert with_it.requests.ttft_s.mean() <= 1.05 * without.requests.ttft_s.mean() + 0.001
+
+
+def test_a_router_that_rests_between_two_looks_at_its_line_serves_about_as_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks_s: list[float] = []
+    update = AdmissionController.update
+
+    def note(controller: AdmissionController) -> None:
+        looks_s.append(controller._clock.now_s())
+        update(controller)
+
+    monkeypatch.setattr(AdmissionController, "update", note)
+    trace = load(PROMPTS, 1.5)
+    restless, num_restless = run(trace, spec(), "predictive"), len(looks_s)
+    looks_s.clear()
+    resting = run(trace, spec(admission_rest_s=0.01), "predictive")
+
+    assert min(np.diff(looks_s)) >= 0.01 - 1e-9
+    assert 100 < len(looks_s) < num_restless
+    assert attained(resting).mean() >= attained(restless).mean() - 0.03
 
 
 def test_no_rejected_request_has_ever_reached_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,82 @@
+"""Three times as many prompts as the workers can take: some are served in time, the rest refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.faults.cluster import FaultCluster, in_thread
+from tests.faults.configuration import NUM_DECODE, NUM_PREFILL, PREFILL_MS_PER_TOKEN
+from tests.faults.load import Fate, Load, Outcome
+from tests.faults.record import FaultReport
+from tests.faults.references import LONG_PROMPT, References
+from tests.faults.row import IDLE_WITHIN_S, silences
+
+OVERLOAD = 3.0
+DURATION_S = 10.0
+TTFT_SLO_S = 3.0
+URGENT, USUAL = "-1", "0"
+URGENT_EVERY = 5
+MIN_IN_TIME = 0.9
+"""Share of the admitted ones; the rest is a busy machine's."""
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(400)
+@pytest.mark.fault_row(17)
+async def test_under_three_times_its_capacity_the_cluster_keeps_its_targets_and_refuses_the_rest(
+    broken_cluster: FaultCluster, references: References, fault_report: FaultReport
+) -> None:
+    prompts = [case for case in references.cases if case.kind == LONG_PROMPT]
+    mean_tokens = sum(len(case.body["prompt"]) for case in prompts) / len(prompts)
+    # Decode workers prefill too where that is sooner.
+    capacity_per_s = (NUM_PREFILL + NUM_DECODE) / (mean_tokens * PREFILL_MS_PER_TOKEN / 1000)
+    rate_per_s = OVERLOAD * capacity_per_s
+
+    cases = references.endless((LONG_PROMPT,), "overload")
+    async with Load(broken_cluster.url, references, clients=0, fresh=1.0) as load:
+
+        async def ask(number: int) -> Outcome:
+            await asyncio.sleep(number / rate_per_s)
+            priority = URGENT if number % URGENT_EVERY == 0 else USUAL
+            headers = {
+                "X-Baton-TTFT-SLO-Ms": str(round(TTFT_SLO_S * 1000)),
+                "X-Vllm-Priority": priority,
+            }
+            return await load.ask(next(cases), headers=headers)
+
+        began_s = time.monotonic()
+        outcomes = await asyncio.gather(*(ask(number) for number in range(round(rate_per_s * DURATION_S))))
+    leaked = await in_thread(broken_cluster.leaked_blocks, IDLE_WITHIN_S)
+
+    served = [each for each in outcomes if each.fate is Fate.RIGHT]
+    refused = [each for each in outcomes if each.fate is Fate.REFUSED]
+    in_time = [each for each in served if (each.ttft_s or 0) <= TTFT_SLO_S]
+    share = {priority: served_share(outcomes, priority) for priority in (URGENT, USUAL)}
+    ttfts_s = sorted(round(each.ttft_s or 0, 2) for each in served)
+    print(f"{len(outcomes)} offered in {time.monotonic() - began_s:.1f} s, {len(refused)} refused")
+    print(f"{len(served)} served, {len(in_time)} in time, of urgent and usual ones {share}; TTFT {ttfts_s}")
+    fault_report.record(
+        row=17,
+        what=f"{OVERLOAD:g} times the load that fits ({len(in_time)} of {len(served)} served in time)",
+        served=len(served),
+        refused=len(refused),
+        failed=load.count(Fate.FAILED),
+        wrong=load.count(Fate.WRONG),
+        **silences(outcomes, began_s),
+        leaked=len(leaked),
+    )
+    assert [str(each) for each in outcomes if each.fate not in (Fate.RIGHT, Fate.REFUSED)] == []
+    assert len(in_time) >= MIN_IN_TIME * len(served)
+    assert len(refused) >= len(outcomes) / 3
+    assert [each for each in refused if not each.retry_after] == []
+    assert share[URGENT] > share[USUAL]
+    assert leaked == {}
+
+
+def served_share(outcomes: list[Outcome], priority: str) -> float:
+    """Of the requests with this priority, those that were served."""
+    of_it = [each for each in outcomes if each.headers["X-Vllm-Priority"] == priority]
+    return round(sum(each.fate is Fate.RIGHT for each in of_it) / len(of_it), 2)
