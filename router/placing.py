@@ -72,7 +72,7 @@ class Placing:
         self._request = request
         self._trace = trace
         self._context = context
-        self._revision = revision
+        self._bound_to = self._revision = revision
         self._blocks = request.blocks() if context.policy.uses_caches else None
         self._cached_tokens: dict[str, int] = {}
         """By worker, as of the last decision."""
@@ -84,7 +84,7 @@ class Placing:
 
     @property
     def revision(self) -> str | None:
-        """Weights of the workers it has been sent to; None before it was."""
+        """Weights of the workers of the last decision; None before there was one."""
         return self._revision
 
     @property
@@ -99,7 +99,6 @@ class Placing:
         Raises:
             core.errors.NoWorkerAvailable: nobody serves it.
         """
-        self._revision = None  # nothing was sent yet, and during an update the weights change while it waits
         factor = self._context.tpot_factor()
         candidates, routing = self._candidates(), self._routing(factor)
         decision = self._decide(candidates, routing, ())
@@ -179,8 +178,12 @@ class Placing:
         return [candidate for candidate in candidates if candidate.role is Role.DECODE]
 
     def _candidates(self) -> list[Candidate]:
-        """Workers with the same weights as those this request has been sent to before."""
+        """Workers of one kind of weights: an answer's that has begun, else any.
+
+        They are picked for each decision, since during an update they change while a request waits.
+        """
         view, model = self._context.view, self._request.model
+        self._revision = self._bound_to
         if self._revision is None:
             self._revision = self._context.policy.choose_revision(view.candidates(model))
         return view.candidates(model, self._revision)
