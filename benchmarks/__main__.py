@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,10 +154,10 @@ def faults_alone(
         list[str] | None, typer.Option(help="Only this one, may be repeated; then nothing is written.")
     ] = None,
 ) -> None:
-    """The same faults on Baton, vllm-router and Ray Serve LLM, side by side; about 12 minutes."""
+    """The same faults on Baton, vllm-router and Ray Serve LLM, side by side; about 15 minutes."""
     model_dir = make_tiny_model(CACHE / "tiny-model")
     logs = CACHE / "faults-logs"
-    results = faults.measure(model_dir, logs, system or list(faults.SYSTEMS), console.log)
+    results = faults.measure(model_dir, logs, system or list(faults.SYSTEMS), _timed_line)
     partial = quick or system is not None
     _finish("faults", {"systems": faults.as_json(results)}, faults.tables(results), partial)
 
@@ -198,6 +199,10 @@ def _against_plain_vllm(parts: tuple[str, ...], quick: bool) -> None:
             requests = waterfall.QUICK_REQUESTS if quick else waterfall.REQUESTS
             result = waterfall.measure(load, prompts, cluster.url, port, requests, progress)
             _finish("waterfall", result, waterfall.tables(result), quick)
+
+
+def _timed_line(text: str) -> None:
+    console.print(time.strftime("%X"), text, highlight=False)
 
 
 @contextlib.contextmanager

@@ -47,8 +47,9 @@ class KillResult:
     def __str__(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in self.fates.items())
         return (
-            f"{fates}; {dict(self.errors)}; {self.probes_failed} of {self.probes} new ones failed, first right"
-            f" after {self.first_right_s} s; whole after {self.whole_s} s; blocks held {self.held_after}"
+            f"{fates}; {dict(self.errors)}; {self.probes_failed} of {self.probes} new ones failed, "
+            f"first right one after {self.first_right_s} s; whole after {self.whole_s} s; "
+            f"blocks held {self.held_after}"
         )
 
     def count(self, fate: Fate) -> int:

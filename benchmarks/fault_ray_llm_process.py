@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
+from typing import Any
 
 READY, REPLICAS = "ready", "replicas: "
 
@@ -19,7 +21,6 @@ READY, REPLICAS = "ready", "replicas: "
 def main() -> None:
     import ray
     from ray import serve
-    from ray.serve.context import _get_global_client
     from ray.serve.llm import build_pd_openai_app
 
     arguments = json.loads(sys.argv[1])
@@ -35,17 +36,26 @@ def main() -> None:
         serve.run(build_pd_openai_app(arguments["pd"]), name="llm", blocking=False)
         print(READY, flush=True)
         for _ in sys.stdin:
-            # What Serve's REST API tells; there is no dashboard here to ask.
-            deployments = _get_global_client().get_serve_details()["applications"]["llm"]["deployments"]
-            replicas = [
-                {"deployment": name, **{key: replica[key] for key in ("replica_id", "pid", "state")}}
-                for name, deployment in deployments.items()
-                for replica in deployment["replicas"]
-            ]
-            print(f"{REPLICAS}{json.dumps(replicas)}", flush=True)
+            print(f"{REPLICAS}{json.dumps(_replicas())}", flush=True)
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _replicas() -> list[dict[str, Any]]:
+    """What Serve's REST API tells of them; there is no dashboard here to ask. None while nobody answers."""
+    from ray.serve.context import _get_global_client
+
+    try:
+        deployments = _get_global_client().get_serve_details()["applications"]["llm"]["deployments"]
+    except Exception:
+        traceback.print_exc()
+        return []
+    return [
+        {"deployment": name, **{key: replica.get(key) for key in ("replica_id", "pid", "state")}}
+        for name, deployment in deployments.items()
+        for replica in deployment["replicas"]
+    ]
 
 
 if __name__ == "__main__":

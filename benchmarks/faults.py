@@ -185,7 +185,7 @@ def _leave_table(results: Sequence[SystemResult]) -> Table:
     headers = [
         "9: clients hang up, system",
         "clients",
-        "KV blocks before",
+        "KV blocks at most",
         *[f"after {check_s:g} s" for check_s in CHECKS_S],
         "nothing held after, s",
     ]
@@ -201,7 +201,7 @@ def _leave_table(results: Sequence[SystemResult]) -> Table:
                 (
                     name,
                     str(result.left),
-                    str(result.held_before),
+                    str(result.held_most),
                     f"**{result.held_after[0]}**",
                     *map(str, result.held_after[1:]),
                     _seconds(result.free_s, f"over {CHECKS_S[-1]:g}"),

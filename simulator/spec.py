@@ -66,7 +66,7 @@ class ClusterSpec:
     admission_rest_s: float = 0.0
     """From a router's look at its waiting line to the next one at least."""
     prefill_timeout_s: float = 60.0
-    stall_timeout_s: float = 120.0
+    stall_timeout_s: float = 30.0
     restart: bool = True
     """A worker that died comes back after its start-up time."""
     role_switch_s: float = 0.1

@@ -110,6 +110,9 @@ async def _run_mock_cluster(trace: Trace, scenario: Scenario) -> tuple[float, li
         scenario.num_decode,
         prefill_timeout_s=scenario.prefill_timeout_s,
         stall_timeout_s=scenario.stall_timeout_s,
+        # The simulator ends an answer with its worker, and a request that nobody takes at once.
+        max_retries=0,
+        resume_timeout_s=0.0,
         engine=MappingProxyType(
             {
                 "worker": scenario.worker,

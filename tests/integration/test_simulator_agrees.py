@@ -206,7 +206,8 @@ class TestFaults:
         stall = Stall(time_s=0.25, worker_id="w-0", duration_s=1.2)
         # One has had tokens when the worker stalls, the other one waits for its first and may try again.
         rows = run(
-            trace((0.0, 100, 30), (0.27, 100, 4)), scenario(0, 1, actions=(stall,), stall_timeout_s=0.4)
+            trace((0.0, 100, 30), (0.27, 100, 4)),
+            scenario(0, 1, actions=(stall,), stall_timeout_s=0.4, prefill_timeout_s=0.4),
         )
         assert [row.outcome for row in rows] == [FAILED, REJECTED]
 
