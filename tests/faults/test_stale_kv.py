@@ -50,22 +50,22 @@ def case_for(path: str, references: References) -> Case:
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 @pytest.mark.parametrize("name", FIELDS)
 def test_kv_fields_of_a_client_change_nothing(
-    name: str, path: str, whole_cluster: FaultCluster, references: References
+    name: str, path: str, broken_cluster: FaultCluster, references: References
 ) -> None:
     case = case_for(path, references)
 
-    answer = whole_cluster.post(path, case.body | FIELDS[name])
+    answer = broken_cluster.post(path, case.body | FIELDS[name])
 
     assert answer.status == 200, answer.body
     assert differences(complete(answer), case.expected) == []
 
 
 def test_kv_fields_in_the_extra_body_of_the_openai_client_change_nothing(
-    whole_cluster: FaultCluster, references: References
+    broken_cluster: FaultCluster, references: References
 ) -> None:
     case = case_for(COMPLETIONS, references)
     request = {key: value for key, value in case.body.items() if key != "ignore_eos"}
-    with openai.OpenAI(base_url=f"{whole_cluster.url}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{broken_cluster.url}/v1", api_key="none", max_retries=0) as client:
         answer = client.completions.create(
             model=MODEL, **request, extra_body={"ignore_eos": True, "kv_transfer_params": PULL}
         )
@@ -73,5 +73,5 @@ def test_kv_fields_in_the_extra_body_of_the_openai_client_change_nothing(
     assert answer.choices[0].text == case.text
 
 
-def test_nothing_is_held_after_all_those(whole_cluster: FaultCluster) -> None:
-    assert whole_cluster.leaked_blocks(within_s=2) == {}
+def test_nothing_is_held_after_all_those(broken_cluster: FaultCluster) -> None:
+    assert broken_cluster.leaked_blocks(within_s=2) == {}

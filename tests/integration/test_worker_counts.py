@@ -215,7 +215,7 @@ async def test_workers_that_cannot_start_hold_nobody_up(cluster: CountsCluster) 
 async def test_streams_that_outlast_the_drain_go_on_elsewhere(cluster: CountsCluster) -> None:
     await asyncio.to_thread(cluster.apply, lambda config: config.update(drain_timeout_s=2))
     await cluster.wait_ready(2)
-    streams = [asyncio.create_task(cluster.complete(600, 80 + number)) for number in range(6)]
+    streams = [asyncio.create_task(cluster.complete(600, 300 + number)) for number in range(6)]
     await asyncio.sleep(1)
     leaving = {worker["worker_id"] for worker in await cluster.workers() if worker["shape"] == "more"}
     busy = {worker["worker_id"] for worker in await cluster.workers() if worker["num_requests"]}
