@@ -28,7 +28,7 @@ from tests.faults.references import LONG_ANSWER, MIXED, References
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.slow,
+    pytest.mark.endurance,
     pytest.mark.timeout(580),
     pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not())),
 ]
@@ -184,7 +184,6 @@ STORES = [
 ]
 
 
-@pytest.mark.endurance
 @pytest.mark.asyncio
 @pytest.mark.parametrize("store", STORES)
 async def test_a_gcs_that_comes_back_with_its_state_governs_the_same_cluster(

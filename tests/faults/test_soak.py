@@ -13,7 +13,7 @@ MINUTES = 2.0
 
 
 @pytest.mark.engine
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.timeout(560)
 @pytest.mark.fault_row(21)
 async def test_two_minutes_of_kills_lose_no_request_and_leave_nothing_behind(

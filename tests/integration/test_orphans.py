@@ -67,10 +67,10 @@ def cluster(commands: Commands, model_path: Path) -> BackgroundCluster:
 @pytest.mark.parametrize(
     "victim",
     [
-        ("ray::ServeReplica", "Worker-mock"),
-        ("ray::ServeReplica", "Router"),
-        ("ray::ServeReplica", "Registry"),
-        ("ray::ServeController",),
+        pytest.param(("ray::ServeReplica", "Worker-mock"), marks=pytest.mark.endurance),
+        pytest.param(("ray::ServeReplica", "Router"), marks=pytest.mark.endurance),
+        pytest.param(("ray::ServeReplica", "Registry"), marks=pytest.mark.endurance),
+        pytest.param(("ray::ServeController",), marks=pytest.mark.endurance),
         ("ray::HAProxyManager",),
         ("/haproxy", "-db"),
     ],
