@@ -87,10 +87,6 @@ class Leavers:
         assert free_s < FREE_WITHIN_S
 
 
-@pytest.mark.xfail(
-    reason="behind HAProxy, workers were seen to hold something six seconds after such clients had left",
-    strict=False,
-)
 async def test_clients_that_hang_up_while_queued(
     broken_cluster: FaultCluster, references: References, fault_report: FaultReport
 ) -> None:
