@@ -171,8 +171,9 @@ class ClusterView:
         for size in {member.report.block_size_tokens for member in self._members.values()}:
             matched = self._prefixes.match(blocks.states(size), self._clock.now_s())
             for incarnation, num_blocks in matched.items():
-                report = by_start[incarnation].report
-                if report.block_size_tokens == size:
+                member = by_start.get(incarnation)  # one that has just left is forgotten when it is closed
+                report = None if member is None else member.report
+                if report is not None and report.block_size_tokens == size:
                     cached[report.worker_id] = min(num_blocks * size, blocks.most_cached_tokens(size))
         return cached
 

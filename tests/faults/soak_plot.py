@@ -29,7 +29,7 @@ def plot_soak(soak: Mapping[str, Any], path: Path) -> None:
     rate.set_ylabel("right answers per second")
     rate.set_ylim(bottom=0)
 
-    which = np.digitize(answers[:, 0], edges) - 1
+    which = np.maximum(np.digitize(answers[:, 0], edges) - 1, 0)  # some came while it was being set up
     for percent, style in ((50, "-"), (95, ":")):
         values = [np.percentile(answers[which == number, 1], percent) for number in np.unique(which)]
         ttft.plot(edges[np.unique(which)] / 60, values, style, color="tab:green", label=f"p{percent}")

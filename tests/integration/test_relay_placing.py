@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,3 +194,19 @@ async def test_what_waits_is_told_in_prompt_tokens_and_not_as_sent() -> None:
         await asyncio.gather(*asking)
         assert cluster.relay.waiting_prompt_tokens == 0
         assert told(cluster)[0] == 4 * LONG
+
+
+async def test_a_worker_that_has_just_left_counts_for_nothing_it_had_cached() -> None:
+    async with MockCluster(2, 1, policy="predictive", step_time=STEP_TIME) as cluster:
+        prompt = list(range(2000, 2200))
+        left = cluster.workers[0]
+        for _ in range(6):
+            await cluster.ask(prompt, 2)
+        snapshot = cluster.view.snapshot
+        assert snapshot is not None
+        others = tuple(worker.report for worker in cluster.workers if worker is not left)
+        gone = cluster.view.update(replace(snapshot, epoch=snapshot.epoch + 1, workers=others))
+        answer = await cluster.ask(prompt, 2)  # before anybody has closed the one that left
+        assert answer.trace.prefill_worker != left.worker_id
+        for member in gone:
+            await member.close()
