@@ -9,7 +9,6 @@ import time
 import pytest
 
 from tests.faults.cluster import FaultCluster, in_thread
-from tests.faults.configuration import HEARTBEAT_S
 from tests.faults.injections import STREAM_PIECES
 from tests.faults.load import Fate, Load, Outcome
 from tests.faults.processes import send
@@ -23,8 +22,7 @@ pytestmark = [
     # A connection that is cancelled while it opens is left to the garbage collector by the client.
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-FREE_WITHIN_S = 2.0 + 2 * HEARTBEAT_S
-"""Workers say what they hold with each heartbeat."""
+FREE_WITHIN_S = 2.0
 NUM_QUEUED = 24
 NUM_LESSONS = 4
 
