@@ -146,7 +146,7 @@ class Lap:
         member = self._member(prefill_id)
         reserving = None
         decode = self._context.view.member(decode_id)
-        if early and decode is not None:
+        if early and decode is not None and self._asked_at is None:  # one promise is given back
             reserving = asyncio.create_task(self._reserve(decode))
         try:
             reply = await self._prefill(member, leg, keep_kv=True)
