@@ -3,7 +3,9 @@
 Level-triggered and without memory beyond the heartbeats: a restarted registry waits until every
 worker has had time to report, adopts the roles they report, and only then publishes. A worker that
 stops reporting drops out. A worker that was never given a role gets the one its shape's split lacks
-most: the initial split, as changed by the moves since.
+most: the initial split, as changed by the moves since. One that joins while nobody is missing is a spare,
+as when a node is drained and those to replace its workers start first: the first role that falls vacant is
+its own.
 
 A role switch is a desired role that differs from the reported one. Every answer to a heartbeat says it
 again until a report agrees, so a lost answer, a worker's restart or a second move need nothing more.
@@ -45,6 +47,8 @@ class _Member:
     joined_at_s: float
     quarantined: str = ""
     """Why, if it is."""
+    spare: bool = False
+    """Nobody was missing when it joined, and nobody has given it a role since."""
 
     @property
     def shown(self) -> WorkerReport:
@@ -100,8 +104,14 @@ class Registry:
         """Takes a worker's report, says what it should do."""
         now_s, member = self._clock.now_s(), self._members.get(report.worker_id)
         if member is None:
-            desired_role = report.role if report.role_assigned else self._missing_role(report)
-            self._members[report.worker_id] = _Member(report, now_s, desired_role, joined_at_s=now_s)
+            missing, num_missing = self._missing_role(report)
+            self._members[report.worker_id] = _Member(
+                report,
+                now_s,
+                desired_role=report.role if report.role_assigned else missing,
+                joined_at_s=now_s,
+                spare=not report.role_assigned and num_missing <= 0,
+            )
         else:
             member.seen_at_s = now_s
             overtaken = (
@@ -110,7 +120,7 @@ class Registry:
             if not overtaken:
                 member.report = report
             if member.desired_role not in report.allowed_roles:
-                member.desired_role = self._missing_role(report)
+                member.desired_role, _ = self._missing_role(report)
         self._refresh()
         return self.desired_state(report)
 
@@ -205,6 +215,7 @@ class Registry:
             raise ValueError(f"no worker {worker_id!r} in the cluster")
         if role not in member.report.allowed_roles:
             raise ValueError(f"shape {member.report.shape!r} may not take the role {role.value!r}")
+        member.spare = False
         if role is not member.desired_role:
             split = self._split.setdefault(member.report.shape, {})
             split[member.desired_role] = max(0, split.get(member.desired_role, 0) - 1)
@@ -248,18 +259,32 @@ class Registry:
         if membership != self._membership:
             self._membership = membership
             self._epoch += 1
+            if not self.rebuilding:
+                self._fill_vacancies()
 
-    def _missing_role(self, report: WorkerReport) -> Role:
+    def _fill_vacancies(self) -> None:
+        for member in self._members.values():
+            if member.spare and not member.shown.draining:
+                role, num_missing = self._missing_role(member.report)
+                if num_missing > 0:
+                    member.desired_role, member.spare = role, False
+
+    def _missing_role(self, report: WorkerReport) -> tuple[Role, int]:
+        """The role that its shape lacks most beside this worker, and how many it lacks; 0 or less: none."""
         wanted = self._split.get(report.shape, {})
         taken = [
             member.desired_role
             for worker_id, member in self._members.items()
-            if member.report.shape == report.shape and worker_id != report.worker_id
+            if member.report.shape == report.shape
+            and worker_id != report.worker_id
+            and not member.shown.draining
         ]
         lacking = {role: wanted.get(role, 0) - taken.count(role) for role in report.allowed_roles}
         if Role.DECODE not in taken and lacking.get(Role.DECODE, 0) > 0:
-            return Role.DECODE  # without one nobody is served, and the planner would make one of the others
-        return max(sorted(lacking), key=lambda role: lacking[role])
+            # Without one nobody is served, and the planner would make one of the others.
+            return Role.DECODE, lacking[Role.DECODE]
+        role = max(sorted(lacking), key=lambda role: lacking[role])
+        return role, lacking[role]
 
     def _peers_of(self, report: WorkerReport) -> tuple[KvPeer, ...]:
         return tuple(

@@ -82,9 +82,9 @@ def node_cluster(
         try:
             cluster = NodeCluster(f"http://{nodes.head.host}:{PORT}", MODEL, pid=process.pid)
             cluster.process, cluster.nodes, cluster.initial = process, nodes, initial
-            cluster.answer(START_TIMEOUT_S)
-            cluster.wait_pool(30)
-            yield cluster
-            cluster.close()
+            with contextlib.closing(cluster):
+                cluster.answer(START_TIMEOUT_S)
+                cluster.wait_pool(30)
+                yield cluster
         finally:
             process.stop(grace_s=1)  # its nodes go with everything that runs on them

@@ -149,6 +149,17 @@ class RayNodes:
         where = ("--temp-dir", str(self.run_dir / "ray"))
         self.head.run(_RAY, "start", *options, *where, *self._common(self.head))
 
+    def drain(self, node: RayNode, within_s: int) -> None:
+        """Announces that a node is about to go, as an autoscaler does before it takes one away."""
+        (node_id,) = (
+            word.removeprefix("--node_id=")
+            for word in node.system("raylet").cmdline()
+            if word.startswith("--node_id=")
+        )
+        options = ("--address", self.address, "--node-id", node_id, "--reason-message", "it is leased out")
+        why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", str(within_s))
+        self.head.run(_RAY, "drain-node", *options, *why)
+
     @staticmethod
     def _common(node: RayNode) -> tuple[str, ...]:
         memory = str(200 << 20)

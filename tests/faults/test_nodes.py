@@ -1,5 +1,6 @@
-"""Rows 24 and 25: a node's raylet is killed, the head's GCS is killed, with and without a store behind it.
+"""Rows 24 and 25, and a drained node.
 
+A node's raylet is killed; a node is drained; the head's GCS is killed, with and without a store behind it.
 The nodes are network namespaces with an address each. The head has no room for workers.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import subprocess
 import time
@@ -28,7 +30,7 @@ from tests.faults.references import LONG_ANSWER, MIXED, References
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.endurance,
+    pytest.mark.slow,
     pytest.mark.timeout(580),
     pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not())),
 ]
@@ -36,6 +38,7 @@ pytestmark = [
 ONE_OF_EACH = {"prefill": 1, "decode": 1}
 REDIS_PORT = 6390
 GCS_OUT_S = 8.0
+DRAINED_WITHIN_S = 150
 
 
 def fates(load: Load, since_s: float) -> dict[str, int]:
@@ -81,7 +84,8 @@ async def test_a_killed_raylet_takes_its_workers_and_no_stream(
         nodes = cluster.nodes.nodes
         victim = min(nodes, key=lambda node: len(node.replicas("Router")))
         spared = not victim.replicas("Router")
-        await asyncio.to_thread(cluster.give_decode_to, victim)
+        for node in (victim, *(each for each in nodes if each is not victim)):
+            await asyncio.to_thread(cluster.give_decode_to, node)
         hit = {w["worker_id"] for w in cluster.ready() if cluster.node_of(w) is victim}
         load = Load(cluster.url, references, clients=4, kinds=(LONG_ANSWER, MIXED), seed="raylet")
         async with load:
@@ -115,6 +119,45 @@ async def test_a_killed_raylet_takes_its_workers_and_no_stream(
         assert served["right"] > 0
         assert leaked == {}
         assert of_baton(left) == []
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_drains_hands_all_over_and_cuts_no_stream(
+    fault_model: Path, references: References, tmp_path: Path, fault_report: FaultReport
+) -> None:
+    initial = {"prefill": 1, "decode": 2}
+    with node_cluster(fault_model, tmp_path, {}, num_nodes=2, initial=initial) as cluster:
+        leaving = max(cluster.nodes.nodes, key=lambda node: len(node.replicas("Worker-cpu")))
+        for node in (leaving, *(each for each in cluster.nodes.nodes if each is not leaving)):
+            await asyncio.to_thread(cluster.give_decode_to, node)
+        moved = {w["worker_id"] for w in cluster.ready() if cluster.node_of(w) is leaving}
+        load = Load(cluster.url, references, clients=4, kinds=(LONG_ANSWER, MIXED), seed="drain")
+        async with load:
+            await load.wait_until("streams run", lambda: len(load.streaming(5)) >= 3)
+            began_s = time.monotonic()
+            await asyncio.to_thread(cluster.nodes.drain, leaving, DRAINED_WITHIN_S)
+            await asyncio.to_thread(cluster.wait_pool, DRAINED_WITHIN_S, moved)
+            while replicas := await asyncio.to_thread(leaving.replicas, ""):
+                assert time.monotonic() < began_s + DRAINED_WITHIN_S, list(map(describe, replicas))
+                await asyncio.sleep(0.5)
+            whole_s = time.monotonic() - began_s
+            await asyncio.sleep(1)
+        served = fates(load, began_s)
+        print(served, f"empty after {whole_s:.1f} s, silence {longest_silence_s(load, began_s)} s")
+        leaked = await asyncio.to_thread(cluster.leaked_blocks, 10)
+        fault_report.record(
+            row=20,
+            what="a node is drained",
+            served=served["right"],
+            failed=served["failed"],
+            refused=served["refused"],
+            wrong=served["wrong"],
+            silence_max_s=longest_silence_s(load, began_s),
+            whole_s=round(whole_s, 1),
+            leaked=len(leaked),
+        )
+        assert served["wrong"] == served["failed"] == served["refused"] == 0, troubles(load)
+        assert leaked == {}
 
 
 @pytest.mark.asyncio
@@ -202,7 +245,7 @@ async def test_a_gcs_that_comes_back_with_its_state_governs_the_same_cluster(
             await restart_gcs(cluster.nodes.head)
             await asyncio.sleep(GCS_TIMEOUT_S)  # who had given up would be gone by then
             assert before <= {process.pid for process in node.processes()}
-            worker = next(each for each in cluster.ready() if each["role"] == "decode")
+            worker = next(each for each in cluster.ready() if each["role"] == "prefill")
             worker_died_s = time.monotonic()
             kill_replica(node, worker)
             await asyncio.to_thread(cluster.wait_pool, 150, {worker["worker_id"]})
@@ -237,7 +280,8 @@ async def restart_gcs(head: RayNode) -> None:
 
 
 def kill_replica(node: RayNode, worker: dict[str, Any]) -> None:
-    port = int(worker["address"].rpartition(":")[2])
-    for process in node.replicas("Worker-cpu"):
-        if port in (each.laddr.port for each in process.net_connections("tcp") if each.status == "LISTEN"):
-            process.kill()
+    port = worker["address"].rpartition(":")[2]
+    # psutil knows no connections but those of its own namespace.
+    listening = node.run("ss", "--listening", "--tcp", "--processes", f"sport = :{port}")
+    (pid,) = set(re.findall(r"pid=(\d+)", listening))
+    psutil.Process(int(pid)).kill()

@@ -15,12 +15,14 @@ from tests.faults.references import LONG_PROMPT, References
 from tests.faults.row import IDLE_WITHIN_S, silences
 
 OVERLOAD = 3.0
-DURATION_S = 10.0
+DURATION_S = 20.0
+SETTLES_IN_S = 8.0
+"""By then the routers have measured how fast these workers are on this machine."""
 TTFT_SLO_S = 3.0
 URGENT, USUAL = "-1", "0"
 URGENT_EVERY = 5
 MIN_IN_TIME = 0.9
-"""Share of the admitted ones; the rest is a busy machine's."""
+"""Share of the admitted ones from then on; the rest is a busy machine's."""
 
 
 @pytest.mark.engine
@@ -53,14 +55,15 @@ async def test_under_three_times_its_capacity_the_cluster_keeps_its_targets_and_
 
     served = [each for each in outcomes if each.fate is Fate.RIGHT]
     refused = [each for each in outcomes if each.fate is Fate.REFUSED]
-    in_time = [each for each in served if (each.ttft_s or 0) <= TTFT_SLO_S]
+    settled = [each for each in served if each.began_s - began_s >= SETTLES_IN_S]
+    in_time = [each for each in settled if (each.ttft_s or 0) <= TTFT_SLO_S]
     share = {priority: served_share(outcomes, priority) for priority in (URGENT, USUAL)}
     ttfts_s = sorted(round(each.ttft_s or 0, 2) for each in served)
     print(f"{len(outcomes)} offered in {time.monotonic() - began_s:.1f} s, {len(refused)} refused")
-    print(f"{len(served)} served, {len(in_time)} in time, of urgent and usual ones {share}; TTFT {ttfts_s}")
+    print(f"{len(in_time)} of {len(settled)} served in time; by priority {share}; TTFT {ttfts_s}")
     fault_report.record(
         row=17,
-        what=f"{OVERLOAD:g} times the load that fits ({len(in_time)} of {len(served)} served in time)",
+        what=f"{OVERLOAD:g} times the load that fits ({len(in_time)} of {len(settled)} served in time)",
         served=len(served),
         refused=len(refused),
         failed=load.count(Fate.FAILED),
@@ -69,7 +72,7 @@ async def test_under_three_times_its_capacity_the_cluster_keeps_its_targets_and_
         leaked=len(leaked),
     )
     assert [str(each) for each in outcomes if each.fate not in (Fate.RIGHT, Fate.REFUSED)] == []
-    assert len(in_time) >= MIN_IN_TIME * len(served)
+    assert len(in_time) >= MIN_IN_TIME * len(settled)
     assert len(refused) >= len(outcomes) / 3
     assert [each for each in refused if not each.retry_after] == []
     assert share[URGENT] > share[USUAL]

@@ -15,7 +15,7 @@ from tests.faults.record import FaultReport
 from tests.faults.references import ANY, References, make_references
 from tests.faults.row import IDLE_WITHIN_S, silences
 
-pytestmark = [pytest.mark.engine, pytest.mark.endurance, pytest.mark.timeout(560), pytest.mark.fault_row(20)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(560), pytest.mark.fault_row(20)]
 ROLLED_WITHIN_S = 240.0
 
 

@@ -49,9 +49,9 @@ class BackgroundCluster:
         return False
 
 
-@pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
-    commands = Commands(tmp_path)
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    commands = Commands(tmp_path_factory.mktemp("orphans"))
     yield commands
     commands.run("stop")
     left = commands.left_running()
@@ -59,18 +59,26 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
     assert left == []
 
 
+_running = pytest.StashKey[BackgroundCluster]()
+
+
 @pytest.fixture
-def cluster(commands: Commands, model_path: Path) -> BackgroundCluster:
-    return BackgroundCluster(commands, model_path)
+def cluster(request: pytest.FixtureRequest, commands: Commands, model_path: Path) -> BackgroundCluster:
+    """The one before if it has recovered, else a new one."""
+    stash = request.config.stash
+    if _running not in stash or not stash[_running].serves():
+        commands.run("stop")
+        stash[_running] = BackgroundCluster(commands, model_path)
+    return stash[_running]
 
 
 @pytest.mark.parametrize(
     "victim",
     [
-        pytest.param(("ray::ServeReplica", "Worker-mock"), marks=pytest.mark.endurance),
-        pytest.param(("ray::ServeReplica", "Router"), marks=pytest.mark.endurance),
-        pytest.param(("ray::ServeReplica", "Registry"), marks=pytest.mark.endurance),
-        pytest.param(("ray::ServeController",), marks=pytest.mark.endurance),
+        ("ray::ServeReplica", "Worker-mock"),
+        ("ray::ServeReplica", "Router"),
+        ("ray::ServeReplica", "Registry"),
+        ("ray::ServeController",),
         ("ray::HAProxyManager",),
         ("/haproxy", "-db"),
     ],

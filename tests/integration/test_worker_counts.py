@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,16 @@ class CountsCluster:
             workers: list[dict[str, Any]] = (await client.get(f"{self.url}/baton/status")).json()["workers"]
             return workers
 
-    async def wait_ready(self, num_more: int, timeout_s: float = 20.0) -> None:
+    async def wait_ready(
+        self, num_more: int, timeout_s: float = 20.0, without: Set[str] = frozenset()
+    ) -> None:
         async with asyncio.timeout(timeout_s):
             while True:
-                shapes = Counter(worker["shape"] for worker in await self.workers())
-                if shapes == Counter({"base": 2, "more": num_more}):
+                workers = await self.workers()
+                shapes = Counter(worker["shape"] for worker in workers)
+                if shapes == Counter({"base": 2, "more": num_more}) and without.isdisjoint(
+                    worker["worker_id"] for worker in workers
+                ):
                     return
                 await asyncio.sleep(0.1)
 
@@ -213,8 +218,9 @@ async def test_workers_that_cannot_start_hold_nobody_up(cluster: CountsCluster) 
 
 
 async def test_streams_that_outlast_the_drain_go_on_elsewhere(cluster: CountsCluster) -> None:
+    before = {worker["worker_id"] for worker in await cluster.workers()}
     await asyncio.to_thread(cluster.apply, lambda config: config.update(drain_timeout_s=2))
-    await cluster.wait_ready(2)
+    await cluster.wait_ready(2, without=before)  # an update goes on rolling after it is applied
     streams = [asyncio.create_task(cluster.complete(600, 300 + number)) for number in range(6)]
     await asyncio.sleep(1)
     leaving = {worker["worker_id"] for worker in await cluster.workers() if worker["shape"] == "more"}

@@ -90,6 +90,52 @@ def test_a_replacement_takes_the_role_of_the_one_that_died(registry: Registry, c
     assert join(registry, "9") is Role.PREFILL
 
 
+def told(registry: Registry, worker_id: str, role: Role) -> Role:
+    """The role that a worker in ``role`` is told by its next heartbeat."""
+    return registry.heartbeat(report(worker_id, role=role, role_assigned=True)).role
+
+
+class TestReplacementsThatComeFirst:
+    """As Ray Serve starts them when a node is drained."""
+
+    @pytest.fixture
+    def prefill(self, registry: Registry) -> str:
+        """It is to go; two replacements found nobody missing, and a decode worker has gone between them."""
+        olds = {name: join(registry, name) for name in ("old0", "old1", "old2")}
+        join(registry, "new0")
+        gone = next(name for name, role in olds.items() if role is Role.DECODE)
+        registry.leave(gone, f"{gone}-1")
+        join(registry, "new1")
+        assert self.in_role(registry, Role.DECODE) >= {"new0", "new1"}
+        return next(name for name, role in olds.items() if role is Role.PREFILL)
+
+    @staticmethod
+    def in_role(registry: Registry, role: Role) -> set[str]:
+        """Workers that are to have the role."""
+        return {name for name, (_, desired) in roles_of(registry).items() if desired is role}
+
+    def test_one_takes_the_role_of_the_worker_that_leaves(self, registry: Registry, prefill: str) -> None:
+        registry.leave(prefill, f"{prefill}-1")
+        assert self.in_role(registry, Role.PREFILL) < {"new0", "new1"}
+        assert len(self.in_role(registry, Role.DECODE)) == 2
+
+    def test_it_does_so_as_soon_as_that_one_drains(self, registry: Registry, prefill: str) -> None:
+        registry.heartbeat(report(prefill, role=Role.PREFILL, role_assigned=True, draining=True))
+        (successor,) = self.in_role(registry, Role.PREFILL) - {prefill}
+        answer = registry.heartbeat(report(successor, role=Role.DECODE, role_assigned=True))
+        assert answer.role is Role.PREFILL
+
+    def test_those_that_were_given_a_role_keep_it(self, registry: Registry, prefill: str) -> None:
+        for name in ("new0", "new1"):
+            registry.assign_role(name, Role.DECODE)
+        registry.leave(prefill, f"{prefill}-1")
+        assert self.in_role(registry, Role.PREFILL) == set()
+
+    def test_nobody_moves_while_nothing_is_vacant(self, registry: Registry, prefill: str) -> None:
+        registry.leave("new1", "new1-1")
+        assert self.in_role(registry, Role.PREFILL) == {prefill}
+
+
 def test_a_worker_is_only_given_roles_it_may_take(registry: Registry) -> None:
     only_decode = report("1", allowed_roles=frozenset({Role.DECODE}))
     assert registry.heartbeat(only_decode).role is Role.DECODE
