@@ -64,7 +64,7 @@ ROWS = (
         "a prefill worker hangs",
         inject.stop_prefill_worker_while_prefilling,
         Expect(max_silence_s=PREFILL_TIMEOUT_S + 8),
-        PROMPTS,
+        LoadSpec(kinds=(LONG_PROMPT,), clients=5),  # no more than the others can take in time
         hold_s=9,
     ),
     Row(
@@ -117,4 +117,4 @@ async def test_row(
     result, troubles = await run_row(row, broken_cluster, references)
     print(row.what, dataclasses.asdict(result))
     fault_report.record(row=row.number, what=row.what, **dataclasses.asdict(result))
-    assert troubles == []
+    assert not troubles, "\n".join(troubles)

@@ -134,6 +134,7 @@ def stop_answering(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> asyncio.E
 async def test_an_engine_that_hangs_is_reported_and_taken_back_when_it_answers(
     worker: Worker, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deploy.hang_watch._LOST_AFTER", 1000.0)
     again = stop_answering(worker, monkeypatch)
     await until(lambda: bool(registry.last.trouble))
     assert registry.last.draining
