@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
 import time
 from typing import Any
 
-import grpc
 import ray
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ray import serve
 
-from baton_proto import worker_pb2, worker_pb2_grpc
-from baton_proto.channel import SERVER_OPTIONS
 from core.clock import MonotonicClock
-from core.errors import KvHandleError, StartupError, WorkerLost
+from core.errors import StartupError
 from core.types import DesiredState, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
-from decode_workers.leg import DecodeLeg
+from decode_workers.peer_connections import PeerConnections
 from deploy.engine_watch import watch_engine
 from deploy.engines import start_engine
 from deploy.hang_watch import HangWatch
 from deploy.node import node_host
 from deploy.serve_log import keep_serve_log
 from deploy.settings import WorkerSettings
+from deploy.worker_server import start_worker_server
 from engine.base import Engine
-from engine.cache_service import CacheFeedService
 from engine.gate import Gate
-from kv_transfer.handle import KvHandleCodec, KvIdentity
 from kv_transfer.peer import KvPeerAddress
-from prefill_workers.leg import PrefillLeg, PrefillLegConfig
 from telemetry.exporter import MetricsEndpoint, new_registry, start_exporter
 from telemetry.logs import configure_logging, fields
 from telemetry.worker_metrics import WorkerMetrics
@@ -66,8 +59,6 @@ class WorkerReplica:
         self._role_assigned = False
         self._num_expired_leases = 0
         self._num_heartbeats = 0
-        self._met_peers: set[str] = set()
-        self._meeting: asyncio.Task[None] | None = None
         self._announcing: asyncio.Task[None] | None = None
         self._leaving = False
         """It was told to go."""
@@ -84,12 +75,15 @@ class WorkerReplica:
         self._gate = Gate(_QUEUE_FACTOR * self._engine.info.max_num_seqs)
         clock = MonotonicClock()
         self._leases = LeaseKeeper(clock)
+        self._peers = PeerConnections(self._engine, self._leases)
         metrics_registry = new_registry()
         self._metrics = WorkerMetrics(
             metrics_registry, model=settings.model, shape=settings.shape, worker_id=self._worker_id
         )
         self._exporter: MetricsEndpoint = start_exporter(self._host, metrics_registry)
-        self._server, self._address = await self._start_server(clock, peer)
+        self._server = await start_worker_server(
+            settings, self._host, self._engine, peer, self._gate, self._leases, clock, self._metrics
+        )
         self._report_startup(time.monotonic() - started_s)
         self._tasks = [
             asyncio.create_task(self._beat(), name="heartbeat"),
@@ -107,40 +101,6 @@ class WorkerReplica:
             await asyncio.sleep(delay_s or 0.0)
             raise
 
-    async def _start_server(self, clock: MonotonicClock, peer: KvPeerAddress) -> tuple[grpc.aio.Server, str]:
-        settings, info = self._settings, self._engine.info
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        port = server.add_insecure_port(f"{self._host}:0")
-        if not port:
-            raise StartupError(f"no free port on {self._host} for the worker's gRPC server")
-        address = f"{self._host}:{port}"
-        codec = KvHandleCodec(
-            settings.cluster_key,
-            KvIdentity(
-                model=settings.model,
-                revision=settings.weights_id,
-                block_size_tokens=info.block_size_tokens,
-                kv_layout=info.kv_layout,
-            ),
-        )
-        leg_config = PrefillLegConfig(address=address, lease_s=settings.lease_s, peer=peer)
-        self._prefill_leg = PrefillLeg(self._engine, codec, self._gate, leg_config, self._metrics)
-        worker_pb2_grpc.add_PrefillLegServicer_to_server(self._prefill_leg, server)
-        self._decode_leg = DecodeLeg(
-            self._engine, codec, self._gate, self._leases, clock, self._metrics, lease_s=settings.lease_s
-        )
-        worker_pb2_grpc.add_DecodeLegServicer_to_server(self._decode_leg, server)
-        worker_pb2_grpc.add_CacheFeedServicer_to_server(
-            CacheFeedService(self._engine.cache_log, info.incarnation), server
-        )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        for service in worker_pb2.DESCRIPTOR.services_by_name.values():
-            await self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await server.start()
-        return server, address
-
     def _report_startup(self, total_s: float) -> None:
         info = self._engine.info
         phases = {**info.startup_s, "total": round(total_s, 3)}
@@ -150,7 +110,7 @@ class WorkerReplica:
         logger.info(
             "worker ready",
             extra=fields(
-                address=self._address,
+                address=self._server.address,
                 metrics=self._exporter.address,
                 kv_blocks=info.num_kv_blocks,
                 block_size_tokens=info.block_size_tokens,
@@ -192,7 +152,7 @@ class WorkerReplica:
             role=self._role,
             role_assigned=self._role_assigned,
             draining=self._gate.draining,
-            address=self._address,
+            address=self._server.address,
             node_id=self._node_id,
             metrics_address=self._exporter.address,
             block_size_tokens=info.block_size_tokens,
@@ -216,8 +176,7 @@ class WorkerReplica:
             self._quarantined = desired.quarantined
             self._give_up()
             return True
-        if self._meeting is None or self._meeting.done():  # never in the heartbeat's way
-            self._meeting = asyncio.create_task(self._meet(desired), name="meet peers")
+        self._peers.keep(desired.peers)
         if desired.role is self._role and self._role_assigned:
             return False
         logger.info("role", extra=fields(role=desired.role.value))
@@ -225,24 +184,6 @@ class WorkerReplica:
         self._engine.take_steps()  # of the role it had
         self._metrics.set_role(self._role)
         return True
-
-    async def _meet(self, desired: DesiredState) -> None:
-        """Connects to new peers, so that the first handoff does not wait for it; forgets those that left."""
-        self._leases.keep_only({peer.address for peer in desired.peers})
-        known = {peer.incarnation for peer in desired.peers}
-        if departed := self._met_peers - known:
-            self._met_peers &= known
-            with contextlib.suppress(WorkerLost):  # a dead engine keeps nothing
-                await self._engine.disconnect_kv(sorted(departed))
-        for peer in desired.peers:
-            if peer.incarnation in self._met_peers:
-                continue
-            try:
-                kv_peer = await self._leases.meet(peer.address, peer.incarnation)
-                await self._engine.connect_kv(kv_peer.as_params())
-                self._met_peers.add(peer.incarnation)
-            except (KvHandleError, WorkerLost) as error:
-                logger.info("peer not met yet", extra=fields(peer=peer.address, error=str(error)))
 
     # Trouble.
 
@@ -269,16 +210,15 @@ class WorkerReplica:
         elif self._given_up and not self._trouble:
             logger.warning("the engine answers again")
             self._given_up = False
-            self._gate.draining, self._decode_leg.keeps_promises = self._leaving, not self._leaving
+            self._gate.draining, self._server.decode_leg.keeps_promises = self._leaving, not self._leaving
             self._metrics.set_draining(self._leaving)
             self._announcing = asyncio.create_task(self._announce(), name="announce")
 
     def _give_up(self) -> None:
         """Takes nothing new and gives back what runs here."""
         self._given_up = self._gate.draining = True
-        self._decode_leg.keeps_promises = False
         self._metrics.set_draining(True)
-        num_requests = self._decode_leg.hand_back(self._trouble) + self._prefill_leg.hand_back()
+        num_requests = self._server.hand_back(self._trouble)
         logger.error("quarantined", extra=fields(reason=self._trouble, requests_handed_back=num_requests))
         self._announcing = asyncio.create_task(self._announce(), name="announce")
 
@@ -334,12 +274,11 @@ class WorkerReplica:
         if not (self._engine.dead or self._trouble):
             await self._announce()
             if not await self._gate.drain(self._settings.drain_timeout_s):
-                self._decode_leg.keeps_promises = False
-                num_requests = self._decode_leg.hand_back("the worker has drained for as long as it may")
-                num_requests += self._prefill_leg.hand_back()
+                num_requests = self._server.hand_back("the worker has drained for as long as it may")
                 logger.warning("drain timed out", extra=fields(requests_handed_back=num_requests))
             await self._wait_for_pulls()
-        for task in (*self._tasks, self._meeting, self._announcing):
+        self._peers.stop()
+        for task in (*self._tasks, self._announcing):
             if task is not None:
                 task.cancel()
         await self._leave(self._trouble)

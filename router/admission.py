@@ -37,6 +37,9 @@ _MIN_RETRY_AFTER_S, _MAX_RETRY_AFTER_S = 1, 60
 
 
 _MIN_ANSWER_TOKENS = 8
+_MOST_OF_SLACK = 0.5
+"""Of the time that a request could wait and still be in time, no more than this is kept as a margin: where
+nothing else runs, everybody is let in, whatever the past has taught."""
 
 
 class Applicant(Protocol):
@@ -127,7 +130,7 @@ class AdmissionController:
         placement = applicant.place()
         now_s = self._clock.now_s()
         late_s = self._late_s(applicant, placement, now_s)
-        goes = placement.has_room and late_s + self._ttft_margin_s.at(now_s) <= 0.0
+        goes = placement.has_room and late_s + self._margin_s(applicant, placement, now_s) <= 0.0
         if goes and not self._line:
             return placement
         self._prepare(now_s)
@@ -212,7 +215,7 @@ class AdmissionController:
                 self._room_at_s = min(self._room_at_s, room_at_s)
                 continue
             late_s = self._late_s(applicant, placement, now_s)
-            if late_s <= 0.0 < late_s + self._ttft_margin_s.at(now_s):
+            if late_s <= 0.0 < late_s + self._margin_s(applicant, placement, now_s):
                 continue  # in time perhaps: it waits for a worker that has less to do
             changed = True
             self._leave(entry, now_s, sent=late_s <= 0.0)
@@ -229,9 +232,12 @@ class AdmissionController:
         """
         sure: list[Entry[Applicant]] = []
         doubtful: list[Entry[Applicant]] = []
-        margin_s = self._ttft_margin_s.at(now_s) if self._limits.early_rejection else -math.inf
+        early_rejection, learned_s = self._limits.early_rejection, self._ttft_margin_s.at(now_s)
         for entry in islice(self._line.in_order(), _NUM_LOOKED_AT):
-            (sure if now_s + entry.work + margin_s <= entry.deadline_s else doubtful).append(entry)
+            slack_s = entry.deadline_s - entry.item.arrival_s - entry.work
+            margin_s = min(learned_s, _MOST_OF_SLACK * slack_s)
+            in_time = not early_rejection or now_s + entry.work + margin_s <= entry.deadline_s
+            (sure if in_time else doubtful).append(entry)
             if len(sure) == _NUM_TRIED:
                 break
         return sure + doubtful[:_NUM_TRIED]
@@ -309,6 +315,11 @@ class AdmissionController:
             return -math.inf
         ttft_s = now_s - applicant.arrival_s if placement.ttft_s is None else placement.ttft_s
         return ttft_s - self._patience_s(applicant, placement)
+
+    def _margin_s(self, applicant: Applicant, placement: Placement, now_s: float) -> float:
+        """By how much its first token is to be expected later than predicted."""
+        slack_s = self._patience_s(applicant, placement) - (placement.work_s or 0.0)
+        return min(self._ttft_margin_s.at(now_s), _MOST_OF_SLACK * slack_s)
 
     def _wait_s(self, newcomer: Entry[Applicant], now_s: float) -> float:
         """Until it is a newcomer's turn."""

@@ -207,6 +207,14 @@ def test_what_misses_its_target_on_an_idle_cluster_is_served_all_the_same() -> N
     assert router.cluster.sent == ["long", "long too"]
 
 
+def test_whatever_was_learned_an_idle_cluster_is_given_work() -> None:
+    router = Router()
+    for _ in range(200):
+        router.controller.answered(0.1, 5.0)
+    router.offer("a", ttft_slo_s=0.5, work_s=0.2)
+    assert router.cluster.sent == ["a"]
+
+
 def test_a_full_line_refuses_but_for_the_more_urgent() -> None:
     router = Router(max_queue_requests=2)
     for name in "abc":
