@@ -27,7 +27,7 @@ def plot_soak(soak: Mapping[str, Any], path: Path) -> None:
     counts, _ = np.histogram(answers[:, 0], edges)
     rate.step(edges[:-1] / 60, counts / _BIN_S, where="post", color="tab:blue")
     rate.set_ylabel("right answers per second")
-    rate.set_ylim(bottom=0)
+    rate.set_ylim(0, 1.3 * float(counts.max()) / _BIN_S)  # room for the legend
 
     which = np.maximum(np.digitize(answers[:, 0], edges) - 1, 0)  # some came while it was being set up
     for percent, style in ((50, "-"), (95, ":")):
@@ -43,6 +43,7 @@ def plot_soak(soak: Mapping[str, Any], path: Path) -> None:
     memory.set_ylabel("resident memory, MiB")
     memory.set_yscale("log")
     memory.set_xlabel("minutes")
+    memory.set_ylim(top=3 * memory.get_ylim()[1])
     memory.legend(loc="upper right", ncols=4, fontsize="small")
 
     for axis in (rate, ttft, memory):
