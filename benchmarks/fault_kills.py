@@ -109,11 +109,11 @@ async def _probe(
 
 
 def _counts(outcomes: Sequence[Outcome]) -> dict[Fate, int]:
-    return Counter(outcome.fate for outcome in outcomes if outcome.fate is not None)
+    return dict(Counter(outcome.fate for outcome in outcomes if outcome.fate is not None))
 
 
 def _errors(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    return Counter(outcome.why for outcome in outcomes if outcome.why)
+    return dict(Counter(outcome.why for outcome in outcomes if outcome.why))
 
 
 async def _held_after(system: System) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,7 +34,6 @@ class SystemResult:
 
     name: str
     restarts_itself: bool
-    start_s: float = 0.0
     kills: list[KillResult | str] = field(default_factory=list)
     leaves: list[LeaveResult | str] = field(default_factory=list)
 
@@ -64,10 +62,8 @@ def _run_system(
     system = make(model_dir, logs)
     result = SystemResult(system.name, system.restarts_itself)
     progress(f"{system.name}: starting")
-    began_s = time.monotonic()
     try:
         with system:
-            result.start_s = time.monotonic() - began_s
             asyncio.run(_warm_up(system, requests))
             for leave_row in LEAVE_ROWS:
                 what = f"{system.name}: clients hang up {leave_row.what}"
@@ -231,7 +227,6 @@ def as_json(results: Sequence[SystemResult]) -> list[dict[str, Any]]:
     return [
         {
             "system": result.name,
-            "start_s": result.start_s,
             "kills": [plain(each) for each in result.kills],
             "leaves": [plain(each) for each in result.leaves],
         }

@@ -167,13 +167,19 @@ class AdmissionController:
         too_low = ttft_s > predicted_ttft_s + self._ttft_margin_s.at(now_s)
         self._ttft_margin_s.observe(now_s, too_low=too_low)
 
-    def finished(self, tpot_s: float, tpot_slo_s: float, num_tokens: int) -> None:
-        """An answer has ended, with this mean time between its tokens and this target.
+    def finished(self, tpot_s: float, aimed_tpot_s: float, num_tokens: int) -> None:
+        """An answer has ended, with this mean time between its tokens.
 
+        It was let in long ago, perhaps with less care than now: that it was late then is no news.
         Short answers say nothing: most of their time is the handoff's, which no smaller batch shortens.
+
+        Args:
+            aimed_tpot_s: its target, by :meth:`tpot_factor` as of when it was placed.
         """
         if num_tokens >= _MIN_ANSWER_TOKENS:
-            self._tpot_margin.observe(self._clock.now_s(), too_low=tpot_s > tpot_slo_s)
+            now_s = self._clock.now_s()
+            too_low = tpot_s > aimed_tpot_s * (1.0 + self._tpot_margin.at(now_s))
+            self._tpot_margin.observe(now_s, too_low=too_low)
 
     def tpot_factor(self) -> float:
         """By how much TPOT targets are to be divided before anything is decided for a request, 1 or more."""

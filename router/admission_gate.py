@@ -59,9 +59,9 @@ class AdmissionGate:
         """See :meth:`router.admission.AdmissionController.answered`."""
         self._controller.answered(predicted_ttft_s, ttft_s)
 
-    def finished(self, tpot_s: float, tpot_slo_s: float, num_tokens: int) -> None:
+    def finished(self, tpot_s: float, aimed_tpot_s: float, num_tokens: int) -> None:
         """See :meth:`router.admission.AdmissionController.finished`."""
-        self._controller.finished(tpot_s, tpot_slo_s, num_tokens)
+        self._controller.finished(tpot_s, aimed_tpot_s, num_tokens)
 
     def news(self) -> None:
         """Something was heard of the workers: there may be room now."""

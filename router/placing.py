@@ -69,6 +69,8 @@ class Placing:
         """The first decision, once there is room for the request."""
         self.predicted_ttft_s: float | None = None
         """When the first token was expected, from arrival, as the request was sent; None if nobody knew."""
+        self.aimed_tpot_s = request.tpot_slo_s
+        """Its target as it was placed: less than promised where answers have come too slowly."""
         self._request = request
         self._trace = trace
         self._context = context
@@ -100,6 +102,7 @@ class Placing:
             core.errors.NoWorkerAvailable: nobody serves it.
         """
         factor = self._context.tpot_factor()
+        self.aimed_tpot_s = self._request.tpot_slo_s / factor
         candidates, routing = self._candidates(), self._routing(factor)
         decision = self._decide(candidates, routing, ())
         self._explain(candidates, routing, decision)

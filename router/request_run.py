@@ -87,7 +87,7 @@ class RequestRun:
             lap, decision = await self._next_lap(lap, lost)
         whole = not self._trace.resumptions  # a pause says nothing of the workers' pace
         if self._gate is not None and whole and (tpot_s := self._trace.tpot_s) is not None:
-            self._gate.finished(tpot_s, self._request.tpot_slo_s, self._trace.output_tokens)
+            self._gate.finished(tpot_s, placing.aimed_tpot_s, self._trace.output_tokens)
 
     def _first_emit(self, placing: Placing) -> Emit:
         """Tells admission control how the first token turned out."""

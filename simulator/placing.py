@@ -32,6 +32,7 @@ class Placing:
         "_request",
         "_router",
         "_spec",
+        "aimed_tpot_s",
         "arrival_s",
         "cached_tokens",
         "predicted_ttft_s",
@@ -59,6 +60,8 @@ class Placing:
         self.prompt_tokens = request.prompt_tokens
         self.ttft_slo_s = spec.ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
         self.tpot_slo_s = spec.tpot_slo_s if request.tpot_slo_s is None else request.tpot_slo_s
+        self.aimed_tpot_s = self.tpot_slo_s
+        """As :class:`router.placing.Placing` has it."""
         self.cached_tokens: Mapping[str, int] = {}
         """By worker, as of the last decision."""
         self.predicted_ttft_s: float | None = None
@@ -91,6 +94,7 @@ class Placing:
         router, gate = self._router, self._router.gate
         assert gate is not None
         factor = gate.tpot_factor()
+        self.aimed_tpot_s = self.tpot_slo_s / factor
         routing = self.routing(router.now_s(), factor)
         if self._path is Path.PREFILL_ONLY:
             worker_id = router.choose_prefill_only(routing, ())

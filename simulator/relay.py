@@ -391,7 +391,7 @@ class Lap:
         assert self._first_token_s is not None
         tpot_s = (now_s - self._first_token_s) / (num_tokens - 1) if num_tokens > 1 else 0.0
         if gate is not None and num_tokens > 1:
-            gate.finished(tpot_s, placing.tpot_slo_s, num_tokens)
+            gate.finished(tpot_s, placing.aimed_tpot_s, num_tokens)
         self._router.traffic.ended(self, num_tokens)
         self._router.traffic.counter.finished(
             num_tokens,

@@ -215,6 +215,13 @@ def test_whatever_was_learned_an_idle_cluster_is_given_work() -> None:
     assert router.cluster.sent == ["a"]
 
 
+def test_answers_let_in_long_ago_teach_no_more_care_than_they_needed() -> None:
+    router = Router()
+    for _ in range(500):
+        router.controller.finished(0.033, 0.030, 50)
+    assert router.controller.tpot_factor() == pytest.approx(1.1, abs=0.06)
+
+
 def test_a_full_line_refuses_but_for_the_more_urgent() -> None:
     router = Router(max_queue_requests=2)
     for name in "abc":
