@@ -21,8 +21,8 @@ SETTLES_IN_S = 8.0
 TTFT_SLO_S = 3.0
 URGENT, USUAL = "-1", "0"
 URGENT_EVERY = 5
-MIN_IN_TIME = 0.9
-"""Share of the admitted ones from then on; the rest is a busy machine's."""
+MIN_IN_TIME = 0.8
+"""Share of the admitted ones from then on. Admission aims at 0.9 in the long run; these are about seventy."""
 
 
 @pytest.mark.engine
