@@ -57,6 +57,13 @@ def longest_silence_s(load: Load, since_s: float) -> float:
     return round(max((each.longest_silence_s(since_s) for each in right), default=0.0), 2)
 
 
+def counted(load: Load, since_s: float) -> dict[str, float]:
+    """As the report has it."""
+    served = fates(load, since_s)
+    counts = {"served": served["right"], **{name: served[name] for name in ("failed", "refused", "wrong")}}
+    return {**counts, "silence_max_s": longest_silence_s(load, since_s)}
+
+
 async def outlived_by(node: RayNode, within_s: float) -> tuple[list[psutil.Process], float]:
     """What is left of a node whose raylet is gone, and after how long it was no less."""
     since_s = last_s = time.monotonic()
@@ -104,11 +111,7 @@ async def test_a_killed_raylet_takes_its_workers_and_no_stream(
         fault_report.record(
             row=24,
             what="SIGKILL to a raylet",
-            served=served["right"],
-            failed=served["failed"],
-            refused=served["refused"],
-            wrong=served["wrong"],
-            silence_max_s=longest_silence_s(load, killed_s),
+            **counted(load, killed_s),
             whole_s=round(time.monotonic() - killed_s, 1),
             leaked=len(leaked),
             outlived=len(left),
@@ -148,11 +151,7 @@ async def test_a_node_that_drains_hands_all_over_and_cuts_no_stream(
         fault_report.record(
             row=20,
             what="a node is drained",
-            served=served["right"],
-            failed=served["failed"],
-            refused=served["refused"],
-            wrong=served["wrong"],
-            silence_max_s=longest_silence_s(load, began_s),
+            **counted(load, began_s),
             whole_s=round(whole_s, 1),
             leaked=len(leaked),
         )
@@ -190,11 +189,7 @@ async def test_streams_go_on_without_a_gcs_until_raylets_give_up(
         fault_report.record(
             row=25,
             what="SIGKILL to the GCS, nothing behind it",
-            served=served["right"],
-            failed=served["failed"],
-            refused=served["refused"],
-            wrong=served["wrong"],
-            silence_max_s=longest_silence_s(load, killed_s),
+            **counted(load, killed_s),
             outlived=len(left),
         )
         assert of_baton(left) == []
@@ -256,11 +251,7 @@ async def test_a_gcs_that_comes_back_with_its_state_governs_the_same_cluster(
         fault_report.record(
             row=25,
             what=f"SIGKILL to the GCS, back from {store} after {GCS_OUT_S:g} s, then a worker killed",
-            served=served["right"],
-            failed=served["failed"],
-            refused=served["refused"],
-            wrong=served["wrong"],
-            silence_max_s=silence_s,
+            **counted(load, killed_s),
             whole_s=round(replaced_after_s, 1),
             leaked=len(leaked),
         )
