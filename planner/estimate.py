@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -54,12 +55,13 @@ def estimate(samples: Sequence[TrafficSample]) -> Estimate | None:
     tokens = np.array([float(_new_tokens(sample)) for sample in samples])
     starts = _starts(seconds)
     dispersion, token_dispersion = _dispersion(arrived), _dispersion(tokens)
-    rates = _rates(arrived, seconds, starts, max(dispersion, 1.0))
-    work = _rates(tokens, seconds, starts, token_dispersion)
+    rates, steady = _windows(starts, lambda part: _rate(arrived[part], seconds[part], dispersion))
+    work, steady_work = _windows(starts, lambda part: _rate(tokens[part], seconds[part], token_dispersion))
+    prompts = np.array([sample.prompts[:2] for sample in samples], dtype=float)
+    _, steady_prompts = _windows(starts, lambda part: _mean_prompt(prompts[part].sum(axis=0)))
     # Requests from before a change, of their number or of their lengths, are of no use for either.
-    index = min(widest_consistent(figures)[0] for figures in (rates, work, _mean_prompts(samples, starts)))
+    index = min(steady, steady_work, steady_prompts)
     first = starts[index]
-    window = samples[first:]
     output_tokens, answer_error, answer_start = _answers(samples, starts)
     return Estimate(
         demand=Demand(
@@ -72,7 +74,7 @@ def estimate(samples: Sequence[TrafficSample]) -> Estimate | None:
         rate_error=_share(rates[index]),
         prompt_error=_share(work[index]),
         answer_error=answer_error,
-        window_s=float(sum(sample.seconds for sample in window)),
+        window_s=float(seconds[first:].sum()),
     )
 
 
@@ -88,31 +90,34 @@ def _starts(seconds: Floats) -> list[int]:
     return starts
 
 
-def _rates(counts: Floats, seconds: Floats, starts: Sequence[int], dispersion: float) -> list[Measured]:
-    """Per second, over each window. A window without any is not sure of it: one may just have been missed."""
-    measured = []
-    for start in starts:
-        total, span_s = float(counts[start:].sum()), float(seconds[start:].sum())
-        error = math.sqrt(dispersion * max(total, dispersion)) / span_s
-        measured.append(Measured(value=total / span_s, standard_error=error))
-    return measured
+def _windows(starts: Sequence[int], measure: Callable[[slice], Measured]) -> tuple[list[Measured], int]:
+    """A figure over each window, and the index of the widest over which it has not changed."""
+    windows = [measure(slice(start, None)) for start in starts]
+    added = [measure(slice(start, newer)) for newer, start in pairwise(starts)]
+    return windows, widest_consistent(windows, added)
 
 
-def _mean_prompts(samples: Sequence[TrafficSample], starts: Sequence[int]) -> list[Measured]:
-    """Mean tokens of a prompt over each window; those in which none came are left out of the comparison."""
-    totals = np.cumsum([sample.prompts[:2] for sample in reversed(samples)], axis=0)
-    measured = []
-    for start in starts:
-        arrived, tokens = totals[len(samples) - start - 1].astype(float)
-        num = float(arrived.sum())
-        if not num:
-            measured.append(Measured(value=0.0, standard_error=math.inf))
-            continue
-        mean = float(tokens.sum()) / num
-        lengths = np.divide(tokens, arrived, out=np.zeros_like(tokens), where=arrived > 0)
-        variance = float(arrived @ (lengths - mean) ** 2) / num + (_CLASS_SPREAD * mean) ** 2
-        measured.append(Measured(value=mean, standard_error=math.sqrt(variance / num)))
-    return measured
+def _rate(counts: Floats, seconds: Floats, dispersion: float) -> Measured:
+    """Per second. A time without any is not sure of it: one may just have been missed."""
+    total, span_s = float(counts.sum()), float(seconds.sum())
+    error = math.sqrt(dispersion * max(total, dispersion)) / span_s
+    return Measured(value=total / span_s, standard_error=error)
+
+
+def _mean_prompt(totals: Floats) -> Measured:
+    """Mean tokens of a prompt; a time in which none came agrees with everything.
+
+    Args:
+        totals: (2, classes) prompts that came, and their tokens.
+    """
+    arrived, tokens = totals
+    num = float(arrived.sum())
+    if not num:
+        return Measured(value=0.0, standard_error=math.inf)
+    mean = float(tokens.sum()) / num
+    lengths = np.divide(tokens, arrived, out=np.zeros_like(tokens), where=arrived > 0)
+    variance = float(arrived @ (lengths - mean) ** 2) / num + (_CLASS_SPREAD * mean) ** 2
+    return Measured(value=mean, standard_error=math.sqrt(variance / num))
 
 
 def _dispersion(counts: Floats) -> float:
@@ -161,18 +166,19 @@ def _kv_tokens(window: Sequence[TrafficSample]) -> float | None:
 
 def _answers(samples: Sequence[TrafficSample], starts: Sequence[int]) -> tuple[float, float, int]:
     """Mean tokens of an answer, its standard error as a share, and the first sample that was used."""
-    everything = np.sum([sample.answers for sample in samples], axis=0)
+    answers = np.array([sample.answers for sample in samples])
+    everything = answers.sum(axis=0)
     if not everything[0].any():
         return 1.0, 1.0, 0
     prior = (everything[1] + _UNKNOWN_HAZARD) / (_left(everything) + 1.0)
     lengths = _class_lengths(everything)
-    totals = np.cumsum([sample.answers for sample in reversed(samples)], axis=0)
-    measured = []
-    for start in starts:
-        answers = totals[len(samples) - start - 1]
-        measured.append(_mean_answer(_left(answers), answers[1], prior, lengths))
-    index, best = widest_consistent(measured)
-    return best.value, _share(best), starts[index]
+
+    def measure(part: slice) -> Measured:
+        totals = answers[part].sum(axis=0)
+        return _mean_answer(_left(totals), totals[1], prior, lengths)
+
+    windows, index = _windows(starts, measure)
+    return windows[index].value, _share(windows[index]), starts[index]
 
 
 def _left(answers: Ints) -> Ints:

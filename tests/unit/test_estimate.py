@@ -78,6 +78,26 @@ class TestRate:
         assert estimates[5] is not None
         assert estimates[5].window_s <= 20
 
+    @pytest.mark.parametrize("seed", SEEDS)
+    @pytest.mark.parametrize("idle_s", [20, 150])
+    def test_a_load_that_comes_after_silence_is_all_there_in_seconds(self, seed: int, idle_s: int) -> None:
+        bench = watched(seed)
+        bench.go_on(idle_s, 0.0)
+        estimates = bench.go_on(60, 9.5)
+        assert seconds_until(estimates, 0.65 * 9.5, 1.35 * 9.5, "rate_rps") <= 6
+
+    @pytest.mark.parametrize(("before", "after"), [(10.0, 20.0), (20.0, 10.0)])
+    def test_a_rate_that_doubles_or_halves_is_known_well_after_a_quarter_of_a_minute(
+        self, before: float, after: float
+    ) -> None:
+        errors = []
+        for seed in range(8):
+            bench = watched(seed)
+            bench.go_on(120, before)
+            found = bench.last(15, after)
+            errors.append(found.demand.rate_rps / after - 1.0)
+        assert np.sqrt(np.mean(np.square(errors))) < 0.15
+
     def test_bursts_are_told_from_poisson_arrivals(self) -> None:
         found = watched().last(120, 12.0, bunch=6)
         assert found.demand.arrival_dispersion > 3.0
