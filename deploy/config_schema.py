@@ -88,9 +88,9 @@ class ShapeConfig(_Section):
     count: PositiveCount
     """Workers of this shape, at start and as long as the planner leaves it so."""
     min_count: Count | None = None
-    """Fewest workers the planner may leave it. Null: `count`."""
+    """Fewest workers that a planner in mode `auto` may leave it. Null: `count`."""
     max_count: PositiveCount | None = None
-    """Most workers the planner may ask for. Null: `count`."""
+    """Most workers that a planner in mode `auto` may ask for. Null: `count`."""
     roles: tuple[Role, ...] = (Role.PREFILL, Role.DECODE)
     """Roles its workers may take, now or after a role switch."""
     initial: InitialRoles
