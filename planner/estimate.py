@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from core.traffic import ANSWER_CLASS_LIMITS
+from planner.answer_lengths import answer_lengths
 from planner.demand import Demand, PromptKind
-from planner.level import Measured, widest_consistent
+from planner.level import Measured, means_apart, widest_unchanged
 from planner.traffic_history import TrafficSample
 
 Floats = npt.NDArray[np.float64]
@@ -24,12 +23,8 @@ MIN_REQUESTS = 8
 """Fewer in the whole history say nothing."""
 DISPERSION_SAMPLES = 120
 _MAX_DISPERSION = 100.0
-_UNKNOWN_HAZARD = 0.5
-"""Share of the answers in a class that no answer has reached yet that are taken to end in it."""
 _CLASS_SPREAD = 0.1
 """Standard deviation of lengths inside a class, as a share of them."""
-_PRIOR_ANSWERS = 4.0
-"""What is known of older answers counts as this many in each class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,26 +50,33 @@ def estimate(samples: Sequence[TrafficSample]) -> Estimate | None:
     tokens = np.array([float(_new_tokens(sample)) for sample in samples])
     starts = _starts(seconds)
     dispersion, token_dispersion = _dispersion(arrived), _dispersion(tokens)
-    rates, steady = _windows(starts, lambda part: _rate(arrived[part], seconds[part], dispersion))
-    work, steady_work = _windows(starts, lambda part: _rate(tokens[part], seconds[part], token_dispersion))
     prompts = np.array([sample.prompts[:2] for sample in samples], dtype=float)
-    _, steady_prompts = _windows(starts, lambda part: _mean_prompt(prompts[part].sum(axis=0)))
+
+    def rate(part: slice) -> Measured:
+        return _rate(arrived[part], seconds[part], dispersion)
+
+    def work(part: slice) -> Measured:
+        return _rate(tokens[part], seconds[part], token_dispersion)
+
+    def mean_prompt(part: slice) -> Measured:
+        return _mean_prompt(prompts[part].sum(axis=0))
+
     # Requests from before a change, of their number or of their lengths, are of no use for either.
-    index = min(steady, steady_work, steady_prompts)
-    first = starts[index]
-    output_tokens, answer_error, answer_start = _answers(samples, starts)
+    first = max(widest_unchanged(starts, each, means_apart) for each in (rate, work, mean_prompt))
+    window = slice(first, None)
+    answers = answer_lengths(np.array([sample.answers for sample in samples]), starts)
     return Estimate(
         demand=Demand(
-            rate_rps=rates[index].value,
+            rate_rps=rate(window).value,
             prompts=_prompts(_enough(samples, first)),
-            output_tokens=output_tokens,
-            kv_tokens=_kv_tokens(samples[answer_start:]),
+            output_tokens=answers.mean_tokens,
+            kv_tokens=_kv_tokens(samples[answers.start :]),
             arrival_dispersion=min(max(dispersion, 1.0), _MAX_DISPERSION),
         ),
-        rate_error=_share(rates[index]),
-        prompt_error=_share(work[index]),
-        answer_error=answer_error,
-        window_s=float(seconds[first:].sum()),
+        rate_error=rate(window).error_share,
+        prompt_error=work(window).error_share,
+        answer_error=answers.error,
+        window_s=float(seconds[window].sum()),
     )
 
 
@@ -88,13 +90,6 @@ def _starts(seconds: Floats) -> list[int]:
         if not starts or start < starts[-1]:
             starts.append(start)
     return starts
-
-
-def _windows(starts: Sequence[int], measure: Callable[[slice], Measured]) -> tuple[list[Measured], int]:
-    """A figure over each window, and the index of the widest over which it has not changed."""
-    windows = [measure(slice(start, None)) for start in starts]
-    added = [measure(slice(start, newer)) for newer, start in pairwise(starts)]
-    return windows, widest_consistent(windows, added)
 
 
 def _rate(counts: Floats, seconds: Floats, dispersion: float) -> Measured:
@@ -162,49 +157,3 @@ def _prompts(window: Sequence[TrafficSample]) -> tuple[PromptKind, ...]:
 def _kv_tokens(window: Sequence[TrafficSample]) -> float | None:
     num_tokens = sum(sample.output_tokens for sample in window)
     return sum(sample.kv_tokens for sample in window) / num_tokens if num_tokens else None
-
-
-def _answers(samples: Sequence[TrafficSample], starts: Sequence[int]) -> tuple[float, float, int]:
-    """Mean tokens of an answer, its standard error as a share, and the first sample that was used."""
-    answers = np.array([sample.answers for sample in samples])
-    everything = answers.sum(axis=0)
-    if not everything[0].any():
-        return 1.0, 1.0, 0
-    prior = (everything[1] + _UNKNOWN_HAZARD) / (_left(everything) + 1.0)
-    lengths = _class_lengths(everything)
-
-    def measure(part: slice) -> Measured:
-        totals = answers[part].sum(axis=0)
-        return _mean_answer(_left(totals), totals[1], prior, lengths)
-
-    windows, index = _windows(starts, measure)
-    return windows[index].value, _share(windows[index]), starts[index]
-
-
-def _left(answers: Ints) -> Ints:
-    """Answers that left each class: those that ended in it and those that grew out of it."""
-    left: Ints = answers[1] + np.append(answers[0][1:], 0)
-    return left
-
-
-def _mean_answer(left: Ints, ended: Ints, prior: Floats, lengths: Floats) -> Measured:
-    """From how many of the answers that left a class ended in it: Kaplan and Meier's estimate."""
-    hazard = (ended + _PRIOR_ANSWERS * prior) / (left + _PRIOR_ANSWERS)
-    alive = np.concatenate(([1.0], np.cumprod(1.0 - hazard)))
-    ends = alive[:-1] * hazard
-    mean = float(ends @ lengths) + float(alive[-1] * lengths[-1])
-    square = float(ends @ lengths**2) + float(alive[-1] * lengths[-1] ** 2)
-    num = float(ended.sum()) + 1.0
-    return Measured(value=mean, standard_error=math.sqrt(max(square - mean**2, 0.0) / num))
-
-
-def _class_lengths(answers: Ints) -> Floats:
-    """Mean tokens of the answers that ended in each class; the middle of those in which none did."""
-    limits = np.array((*ANSWER_CLASS_LIMITS, 2 * ANSWER_CLASS_LIMITS[-1]), dtype=float)
-    middles = 0.5 * (limits + np.concatenate(([0.0], limits[:-1])))
-    lengths: Floats = np.divide(answers[2], answers[1], out=middles, where=answers[1] > 0)
-    return lengths
-
-
-def _share(measured: Measured) -> float:
-    return measured.standard_error / measured.value if measured.value > 0 else 1.0

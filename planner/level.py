@@ -9,11 +9,15 @@ measured over minutes, with little noise; after a jump only what came since coun
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 CONFIDENCE = 3.5
 """Standard errors by which two parts of a steady load hardly ever differ, with a dozen windows a second."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,25 +27,38 @@ class Measured:
     value: float
     standard_error: float
 
+    @property
+    def error_share(self) -> float:
+        return self.standard_error / self.value if self.value > 0 else 1.0
 
-def widest_consistent(windows: Sequence[Measured], added: Sequence[Measured]) -> int:
-    """The index of the last window all of whose additions agree with each of the windows before them.
+
+def widest_unchanged(
+    starts: Sequence[int], measure: Callable[[slice], T], distance: Callable[[T, T], float]
+) -> int:
+    """The first sample of the widest window over which the figure has not changed.
 
     Args:
-        windows: shortest first; each begins earlier than the one before, and all end now.
-        added: of each window but the first, the part that the one before it has not.
+        starts: first sample of each candidate, which all end with the last sample; the shortest first.
+        measure: the figure over some samples.
+        distance: between two figures, in standard errors.
 
     Raises:
-        ValueError: there is no window, or the numbers do not fit.
+        ValueError: there is no candidate.
     """
-    if len(windows) != len(added) + 1:
-        raise ValueError(f"{len(windows)} windows have {len(windows) - 1} additions, not {len(added)}")
-    for index, part in enumerate(added):
-        if any(_differ(part, window) for window in windows[: index + 1]):
-            return index
-    return len(added)
+    if not starts:
+        raise ValueError("there is no window")
+    windows: list[T] = []
+    for newer, start in pairwise(starts):
+        windows.append(measure(slice(newer, None)))
+        part = measure(slice(start, newer))
+        if any(distance(part, window) > CONFIDENCE for window in windows):
+            return newer
+    return starts[-1]
 
 
-def _differ(one: Measured, other: Measured) -> bool:
+def means_apart(one: Measured, other: Measured) -> float:
+    """How far two independent figures are from each other, in standard errors of their difference."""
     error = math.hypot(one.standard_error, other.standard_error)
-    return abs(one.value - other.value) > CONFIDENCE * error
+    if one.value == other.value or math.isinf(error):
+        return 0.0
+    return abs(one.value - other.value) / error if error else math.inf

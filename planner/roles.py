@@ -16,6 +16,8 @@ MIN_GAIN = 0.02
 """Share of the requests that a move must gain over the horizon..."""
 CLEAR_GAIN = 0.15
 """...and that makes one look enough; less is confirmed by a second look."""
+ENOUGH_OF_GAIN = 0.9
+"""Share of the best split's gain for which one that is nearer is taken: the load may turn back."""
 LASTING_GAIN = 0.005
 """A gain between this and ``MIN_GAIN`` is worth a move once it has lasted..."""
 LASTING_LOOKS = 20
@@ -104,7 +106,7 @@ class RoleChooser:
             options.append(Option(split, prediction, moves, net_requests))
         present = options[0]
         ranked = sorted(options, key=lambda option: option.net_requests, reverse=True)
-        best = present if ranked[0].net_requests <= present.net_requests else ranked[0]
+        best = _fewest_moves(ranked, present)
         gain = (best.net_requests - present.net_requests) / max(requests, 1e-9)
         chosen, reason = self._judge(present, best, gain)
         shown = ranked[:_NUM_ALTERNATIVES]
@@ -139,6 +141,16 @@ class RoleChooser:
         same = _same_direction(self._wanted, best.split, present.split)
         self._num_wanted = self._num_wanted + 1 if same else 1
         self._wanted = best.split
+
+
+def _fewest_moves(ranked: Sequence[Option], present: Option) -> Option:
+    """Of the splits that gain most of what the best one gains, the one nearest to the present."""
+    most = ranked[0].net_requests - present.net_requests
+    if not most > 0.0:
+        return present
+    enough = present.net_requests + ENOUGH_OF_GAIN * most
+    good = [option for option in ranked if option.net_requests >= enough]
+    return min(good, key=lambda option: len(option.moves.changes))
 
 
 def _same_direction(leaning: PlannedSplit | None, best: PlannedSplit, present: PlannedSplit) -> bool:

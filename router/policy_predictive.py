@@ -2,7 +2,8 @@
 
 Prefill. For every worker the time to first token is predicted: what the request has waited, the prompts in
 front of it, its own tokens that the worker's cache does not hold. The soonest worker gets
-it, unless what the prompt would evict from that worker's cache is worth more than the time it gains.
+it, unless what the prompt would evict from that worker's cache is worth more than the time it gains and
+another one can begin with it as soon.
 
 A request that will be late wherever it goes (a prompt too long for the target, mostly) harms least where
 others are late already. Workers queue in order of arrival, so late requests spread over all of them would
@@ -52,13 +53,16 @@ PATIENCE_S = 30.0
 """Longest queue that a late request joins for the sake of others."""
 EVICTION_WEIGHT = 3.0
 """Of the computing time that is lost with what a prompt evicts."""
+WAIT_FOR_A_CACHE_S = 0.1
+"""Longest queue that a request joins to spare another worker's cache, unless all are longer: what routers
+send ahead, so that nobody waits in line for an empty cache while another worker is idle."""
 TPOT_MARGIN = 0.95
 """Share of the TPOT target up to which a decode worker is filled..."""
+LOCAL_TPOT_MARGIN = 0.9
+"""...and up to which it prefills by itself: prompts come in bursts, which a mean does not show."""
 LEFTOVER_S = 5.0
 """A prefill worker spares the answers it still has if they would stand still for longer than this, all
 together, while it computes a prompt."""
-LOCAL_TPOT_MARGIN = 0.9
-"""...and up to which it prefills by itself: prompts come in bursts, which a mean does not show."""
 SLOWEST = 2.0
 """The decode worker that takes the excess is filled up to this many times the target."""
 CACHED_PART = 0.5
@@ -165,7 +169,12 @@ class PredictivePolicy(LeastLoadPolicy):
             return option.done_s + EVICTION_WEIGHT * _evicted_s(option, request, fastest_s)
 
         enough_s = _near(request) * score_s(soonest)
-        scored = [(score_s(option), option) for option in options if option.done_s <= enough_s]
+        short_s = max(soonest.queue_s, WAIT_FOR_A_CACHE_S)
+        scored = [
+            (score_s(option), option)
+            for option in options
+            if option.done_s <= enough_s and option.queue_s <= short_s
+        ]
         near_s = _near(request) * min([score for score, _ in scored])
         return self._pick([option for score, option in scored if score <= near_s], request)
 

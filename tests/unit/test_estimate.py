@@ -160,6 +160,15 @@ class TestAnswers:
         shorter = bench.go_on(40, 10.0, output=100)  # the long ones are still there for 14 s
         assert seconds_until(shorter, 80, 200, "output_tokens") <= 16
 
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_answers_that_only_go_on_tell_that_they_have_become_longer(self, seed: int) -> None:
+        bench = watched(seed, tpot_s=0.1)
+        bench.go_on(60, 15.0, output=5)
+        estimates = bench.go_on(5, 15.0, output=55)  # the first one ends after 5.5 s
+        found = estimates[-2]
+        assert found is not None
+        assert found.demand.output_tokens > 30
+
     def test_before_the_first_answer_has_ended_they_are_taken_to_be_longer_than_what_was_seen(self) -> None:
         found = watched().last(4, 20.0, output=2000)
         assert found.demand.output_tokens > 200

@@ -75,6 +75,30 @@ class TestPrefill:
         assert Counter(decision.decode_worker for decision in decisions)["d1"] == pytest.approx(200, abs=50)
 
 
+class TestCachesThatAreFull:
+    """What a worker without free room would evict is worth something, but not a wait in line."""
+
+    @staticmethod
+    def full(worker_id: str, busy_s: float = 0.0) -> Candidate:
+        return replace(prefill(worker_id, busy_s), cache_free_tokens=0, cache_oldest_at_s=NOW_S - 60.0)
+
+    @staticmethod
+    def empty(worker_id: str, busy_s: float = 0.0) -> Candidate:
+        return replace(prefill(worker_id, busy_s), cache_free_tokens=100_000, cache_oldest_at_s=NOW_S - 60.0)
+
+    def test_an_empty_cache_is_filled_first(self, policy: PredictivePolicy) -> None:
+        candidates = [self.full("old"), self.empty("new", busy_s=0.09), decode("d")]
+        assert policy.choose(candidates, REQUEST).prefill_worker == "new"
+
+    def test_nobody_waits_for_it_while_another_worker_is_idle(self, policy: PredictivePolicy) -> None:
+        candidates = [self.full("old"), self.empty("new", busy_s=0.11), decode("d")]
+        assert policy.choose(candidates, REQUEST).prefill_worker == "old"
+
+    def test_where_all_are_busy_it_comes_first_again(self, policy: PredictivePolicy) -> None:
+        candidates = [self.full("old", busy_s=0.25), self.empty("new", busy_s=0.25), decode("d")]
+        assert policy.choose(candidates, REQUEST).prefill_worker == "new"
+
+
 class TestLateEverywhere:
     """A prompt of 10,000 tokens takes a second, the target is half of one."""
 

@@ -60,6 +60,11 @@ def test_several_workers_change_at_once() -> None:
     assert len(choice.chosen.moves.changes) == 3
 
 
+def test_of_splits_that_gain_about_as_much_the_nearest_is_taken() -> None:
+    assert moved(Looks(num_prefill=0)({0: 0.1, 1: 0.3, 2: 0.95, 3: 0.99})) == 2
+    assert moved(Looks(num_prefill=0)({0: 0.1, 1: 0.3, 2: 0.85, 3: 0.99})) == 3
+
+
 def test_what_is_somewhat_better_is_done_when_the_next_look_agrees() -> None:
     looks = Looks()
     somewhat = {2: 0.85, 3: 0.93}
