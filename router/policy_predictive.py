@@ -31,17 +31,26 @@ target.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import inf
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from core.errors import NoWorkerAvailable
-from core.performance_model import StepTime
 from core.step_times import prefill_s
 from core.types import Role
 from router.affinity import preferred
 from router.policy import LeastLoadPolicy, by_role
 from router.routing import NO_PREFILL_WORKER, Candidate, Decision, RoutingRequest
-from router.worker_view import LOCAL_PREFILL_WINDOW_S
+from router.worker_options import (
+    DecodeOption,
+    PrefillOption,
+    decode_score_s,
+    decodes_on,
+    evicted_s,
+    is_late,
+    kv_room,
+    prefills_on,
+    step_time_of,
+    stretched_s,
+)
 
 IN_TIME = 0.8
 """Share of the TTFT target up to which a prediction is taken to hold: prefill workers with a longer queue
@@ -67,37 +76,12 @@ SLOWEST = 2.0
 """The decode worker that takes the excess is filled up to this many times the target."""
 CACHED_PART = 0.5
 """A prompt is mostly cached where it takes no more than this part of what it takes elsewhere."""
-HANDOFF_TOKENS = 10
-"""Tokens over which a handoff's time is spread: few, for short answers feel it most."""
-LINK_BYTES_PER_S = 40e9
-"""What the way between two workers is taken to carry..."""
-SAME_NODE_BYTES_PER_S = 200e9
-"""...and inside one node."""
 _NEAR = 1.02
 """Scores this close are equal: the pick among them is random, so that routers do not herd."""
 _NEAR_FOR_A_SESSION = 1.1
 """...and these where a session has a favourite among them."""
 
-
-class _Prefill(NamedTuple):
-    candidate: Candidate
-    queue_s: float
-    """From now until the prompts in front are computed."""
-    work_s: float
-    """Computing time it takes on the worker."""
-    done_s: float
-    """From now to the first token."""
-
-
-class _Decode(NamedTuple):
-    candidate: Candidate
-    step_s: float
-    """With the request in the batch, not stretched."""
-    tpot_s: float
-    """Mean time a token, stretched by the prompts that the worker prefills itself."""
-
-
-_OptionT = TypeVar("_OptionT", _Prefill, _Decode)
+_OptionT = TypeVar("_OptionT", PrefillOption, DecodeOption)
 
 
 class PredictivePolicy(LeastLoadPolicy):
@@ -115,37 +99,37 @@ class PredictivePolicy(LeastLoadPolicy):
         prefills, decodes = by_role(candidates, excluded)
         if not decodes:
             raise NoWorkerAvailable("no decode worker is available")
-        targets = _decodes_on(decodes, request)
+        targets = decodes_on(decodes, request)
         if not prefills:
             decode = self._best_decode(targets, request, late=False)
-            (local,) = _prefills_on([decode.candidate], request)
+            (local,) = prefills_on([decode.candidate], request)
             return _decision(decode, None, NO_PREFILL_WORKER, request, local.done_s)
         best = self._best_prefill_of(prefills, request)
         if (sooner := _best_local(targets, request, best)) is not None:
             decode, local = sooner
             return _decision(decode, None, "local", request, local.done_s)
-        late, node_id = _is_late(best, request), best.candidate.node_id
+        late, node_id = is_late(best, request), best.candidate.node_id
         decode = self._best_decode(targets, request, late=late, node_id=node_id)
         return _decision(decode, best.candidate, self.reason, request, best.done_s)
 
-    def _best_prefill_of(self, prefills: Sequence[Candidate], request: RoutingRequest) -> _Prefill:
+    def _best_prefill_of(self, prefills: Sequence[Candidate], request: RoutingRequest) -> PrefillOption:
         """Workers with many answers left help out only."""
         free: list[Candidate] = []
         busy: list[Candidate] = []
         for candidate in prefills:
             (busy if _spares_answers(candidate, request) else free).append(candidate)
         if not free or not busy:
-            return self._best_prefill(_prefills_on(prefills, request), request)
-        best = self._best_prefill(_prefills_on(free, request), request)
+            return self._best_prefill(prefills_on(prefills, request), request)
+        best = self._best_prefill(prefills_on(free, request), request)
         return _best_beside_answers(busy, request, best) or best
 
     def score(self, candidate: Candidate, request: RoutingRequest) -> float | None:
         if candidate.step_time is None:
             return super().score(candidate, request)
         if candidate.role is Role.DECODE:
-            (decode,) = _decodes_on([candidate], request)
-            return _decode_score_s(decode, request)
-        (prefill,) = _prefills_on([candidate], request)
+            (decode,) = decodes_on([candidate], request)
+            return decode_score_s(decode, request)
+        (prefill,) = prefills_on([candidate], request)
         return prefill.done_s
 
     def choose_prefill_only(
@@ -156,17 +140,17 @@ class PredictivePolicy(LeastLoadPolicy):
         prefills, decodes = by_role(candidates, excluded)
         if not prefills and not decodes:
             raise NoWorkerAvailable("no worker is available")
-        options = _prefills_on(prefills or decodes, request)
+        options = prefills_on(prefills or decodes, request)
         return self._best_prefill(options, request).candidate.worker_id
 
-    def _best_prefill(self, options: Sequence[_Prefill], request: RoutingRequest) -> _Prefill:
+    def _best_prefill(self, options: Sequence[PrefillOption], request: RoutingRequest) -> PrefillOption:
         soonest = min(options, key=lambda option: option.done_s)
-        if _is_late(soonest, request):
+        if is_late(soonest, request):
             return _least_harm(options, request, soonest)
         fastest_s = request.now_s - max([option.candidate.cache_oldest_at_s for option in options])
 
-        def score_s(option: _Prefill) -> float:
-            return option.done_s + EVICTION_WEIGHT * _evicted_s(option, request, fastest_s)
+        def score_s(option: PrefillOption) -> float:
+            return option.done_s + EVICTION_WEIGHT * evicted_s(option, request, fastest_s)
 
         enough_s = _near(request) * score_s(soonest)
         short_s = max(soonest.queue_s, WAIT_FOR_A_CACHE_S)
@@ -179,9 +163,9 @@ class PredictivePolicy(LeastLoadPolicy):
         return self._pick([option for score, option in scored if score <= near_s], request)
 
     def _best_decode(
-        self, options: Sequence[_Decode], request: RoutingRequest, *, late: bool, node_id: str = ""
-    ) -> _Decode:
-        roomy = [option for option in options if _kv_room(option.candidate) >= request.prompt_tokens]
+        self, options: Sequence[DecodeOption], request: RoutingRequest, *, late: bool, node_id: str = ""
+    ) -> DecodeOption:
+        roomy = [option for option in options if kv_room(option.candidate) >= request.prompt_tokens]
         options = roomy or options
         limit_s = TPOT_MARGIN * request.tpot_slo_s
         num_in_time = sum(option.tpot_s <= limit_s for option in options)
@@ -189,7 +173,7 @@ class PredictivePolicy(LeastLoadPolicy):
             slow = [option for option in options if option.tpot_s <= SLOWEST * request.tpot_slo_s]
             if slow:
                 return max(slow, key=lambda option: option.tpot_s)
-        scores_s = [_decode_score_s(option, request, node_id) for option in options]
+        scores_s = [decode_score_s(option, request, node_id) for option in options]
         limit_s = _near(request) * min(scores_s)
         near = [option for option, score_s in zip(options, scores_s, strict=True) if score_s <= limit_s]
         if request.session:
@@ -210,7 +194,9 @@ def _near(request: RoutingRequest) -> float:
     return _NEAR_FOR_A_SESSION if request.session else _NEAR
 
 
-def _least_harm(options: Sequence[_Prefill], request: RoutingRequest, soonest: _Prefill) -> _Prefill:
+def _least_harm(
+    options: Sequence[PrefillOption], request: RoutingRequest, soonest: PrefillOption
+) -> PrefillOption:
     """Where a request that is late everywhere makes the fewest others late."""
     queues_s = [option.queue_s for option in options if option.queue_s <= IN_TIME * request.ttft_slo_s]
     if sum(queues_s) < PRESSED * request.ttft_slo_s * (len(queues_s) - 1):
@@ -220,22 +206,22 @@ def _least_harm(options: Sequence[_Prefill], request: RoutingRequest, soonest: _
 
 
 def _best_local(
-    options: Sequence[_Decode], request: RoutingRequest, remote: _Prefill
-) -> tuple[_Decode, _Prefill] | None:
+    options: Sequence[DecodeOption], request: RoutingRequest, remote: PrefillOption
+) -> tuple[DecodeOption, PrefillOption] | None:
     """The decode worker that had better prefill by itself, if there is one."""
     helps_out = request.waited_s + remote.done_s > IN_TIME * request.ttft_slo_s
     if not helps_out:
         options = [option for option in options if option.candidate.worker_id in request.cached_tokens]
-    locals_ = _prefills_on([option.candidate for option in options], request)
+    locals_ = prefills_on([option.candidate for option in options], request)
     able = []
     for decode, local in zip(options, locals_, strict=True):
         cheap = local.work_s <= CACHED_PART * remote.work_s
         if (
-            (cheap or (helps_out and not local.queue_s and not _is_late(local, request)))
+            (cheap or (helps_out and not local.queue_s and not is_late(local, request)))
             and local.done_s < remote.done_s
-            and _kv_room(decode.candidate) >= request.prompt_tokens
+            and kv_room(decode.candidate) >= request.prompt_tokens
         ):
-            tpot_s = _stretched_s(decode.candidate, decode.step_s, local.work_s)
+            tpot_s = stretched_s(decode.candidate, decode.step_s, local.work_s)
             if tpot_s <= LOCAL_TPOT_MARGIN * request.tpot_slo_s:
                 able.append((decode._replace(tpot_s=tpot_s), local))
     return min(able, key=lambda pair: pair[1].done_s + pair[1].work_s, default=None)
@@ -246,111 +232,31 @@ def _spares_answers(candidate: Candidate, request: RoutingRequest) -> bool:
     if not candidate.num_decoding:
         return False
     cached_tokens = request.cached_tokens.get(candidate.worker_id, 0)
-    work_s = prefill_s(_step_time(candidate), request.prompt_tokens, cached_tokens)
+    work_s = prefill_s(step_time_of(candidate), request.prompt_tokens, cached_tokens)
     return candidate.num_decoding * work_s > LEFTOVER_S
 
 
 def _best_beside_answers(
-    busy: Sequence[Candidate], request: RoutingRequest, remote: _Prefill
-) -> _Prefill | None:
+    busy: Sequence[Candidate], request: RoutingRequest, remote: PrefillOption
+) -> PrefillOption | None:
     """The prefill worker with answers left that had better take the prompt all the same, if there is one."""
     if request.waited_s + remote.done_s <= IN_TIME * request.ttft_slo_s:
         return None
     able = []
-    for option in _prefills_on(busy, request):
+    for option in prefills_on(busy, request):
         candidate = option.candidate
-        step_s = _step_time(candidate).step_s((), candidate.num_decoding, candidate.kv_used_tokens)
+        step_s = step_time_of(candidate).step_s((), candidate.num_decoding, candidate.kv_used_tokens)
         if (
             not option.queue_s
             and option.done_s < remote.done_s
-            and _stretched_s(candidate, step_s, option.work_s) <= LOCAL_TPOT_MARGIN * request.tpot_slo_s
+            and stretched_s(candidate, step_s, option.work_s) <= LOCAL_TPOT_MARGIN * request.tpot_slo_s
         ):
             able.append(option)
     return min(able, key=lambda option: option.done_s, default=None)
 
 
-def _prefills_on(candidates: Sequence[Candidate], request: RoutingRequest) -> list[_Prefill]:
-    """The request's prefill on each; most workers are of one kind and have as little cached."""
-    work_s_by_kind: dict[tuple[StepTime, int], float] = {}
-    cached_tokens_of, now_s = request.cached_tokens.get, request.now_s
-    options = []
-    for candidate in candidates:
-        kind = _step_time(candidate), cached_tokens_of(candidate.worker_id, 0)
-        if (work_s := work_s_by_kind.get(kind)) is None:
-            step_time, cached_tokens = kind
-            work_s = work_s_by_kind[kind] = prefill_s(step_time, request.prompt_tokens, cached_tokens)
-        queue_s = candidate.prefill_free_at_s - now_s
-        if queue_s < 0.0:
-            queue_s = 0.0
-        options.append(_Prefill(candidate, queue_s, work_s, queue_s + work_s))
-    return options
-
-
-def _evicted_s(option: _Prefill, request: RoutingRequest, fastest_s: float) -> float:
-    """Computing time lost with what the prompt evicts from the worker's cache.
-
-    Its new tokens take the place of as many others where the cache is full. Those are worth the less, the
-    longer they have lain there.
-
-    Args:
-        fastest_s: how long what is evicted next has lain in the cache that turns over fastest.
-    """
-    candidate = option.candidate
-    new_tokens = request.prompt_tokens - request.cached_tokens.get(candidate.worker_id, 0)
-    evicted_tokens = new_tokens - candidate.cache_free_tokens
-    age_s = request.now_s - candidate.cache_oldest_at_s
-    if evicted_tokens <= 0 or not 0 < age_s < inf:
-        return 0.0
-    return option.work_s * evicted_tokens / new_tokens * fastest_s / age_s
-
-
-def _decodes_on(candidates: Sequence[Candidate], request: RoutingRequest) -> list[_Decode]:
-    """The request's decoding on each."""
-    prompt_tokens = request.prompt_tokens
-    options = []
-    for candidate in candidates:
-        kv_tokens = candidate.kv_used_tokens + prompt_tokens
-        step_s = _step_time(candidate).step_s((), candidate.num_requests + 1, kv_tokens)
-        tpot_s = _stretched_s(candidate, step_s, 0.0) if candidate.local_prefill_share else step_s
-        options.append(_Decode(candidate, step_s, tpot_s))
-    return options
-
-
-def _stretched_s(candidate: Candidate, step_s: float, local_prefill_s: float) -> float:
-    """Mean time of the worker's steps while it also computes prompts, one more of them."""
-    share = candidate.local_prefill_share + local_prefill_s / LOCAL_PREFILL_WINDOW_S
-    return step_s / max(1.0 - share, 1e-9)
-
-
-def _is_late(option: _Prefill, request: RoutingRequest) -> bool:
-    return request.waited_s + option.done_s > request.ttft_slo_s
-
-
-def _decode_score_s(option: _Decode, request: RoutingRequest, node_id: str = "") -> float:
-    """The time of a token, with its share of the handoff's time.
-
-    Args:
-        node_id: where it is prefilled; empty if that is not known.
-    """
-    candidate = option.candidate
-    missing_tokens = request.prompt_tokens - request.cached_tokens.get(candidate.worker_id, 0)
-    near = node_id and candidate.node_id == node_id
-    bytes_per_s = SAME_NODE_BYTES_PER_S if near else LINK_BYTES_PER_S
-    handoff_s = missing_tokens * candidate.kv_bytes_per_token / bytes_per_s
-    return option.tpot_s + handoff_s / HANDOFF_TOKENS
-
-
-def _kv_room(candidate: Candidate) -> int:
-    return candidate.kv_capacity_tokens - candidate.kv_used_tokens
-
-
-def _step_time(candidate: Candidate) -> StepTime:
-    assert candidate.step_time is not None
-    return candidate.step_time
-
-
 def _decision(
-    decode: _Decode, prefill: Candidate | None, reason: str, request: RoutingRequest, done_s: float
+    decode: DecodeOption, prefill: Candidate | None, reason: str, request: RoutingRequest, done_s: float
 ) -> Decision:
     return Decision(
         decode_worker=decode.candidate.worker_id,
