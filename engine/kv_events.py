@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
-import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +17,7 @@ import zmq
 
 from engine.cache_log import CacheChange, CacheLog
 from engine.cached_blocks import CachedBlocks
+from engine.own_directory import OwnDirectory
 from telemetry.logs import fields
 
 logger = logging.getLogger(__name__)
@@ -43,10 +41,11 @@ class KvEventReader:
         self.num_lost = 0
         """Times that batches were lost for good and the log was cleared."""
         self._kept_batches = kept_batches
-        self._directory = Path(tempfile.mkdtemp(prefix="baton-kv-"))
-        self._endpoint = f"ipc://{self._directory}/events"
-        self._replay_endpoint = f"ipc://{self._directory}/replay"
-        self._stop_endpoint = f"inproc://stop-{self._directory.name}"
+        self._directory = OwnDirectory("baton-kv-")
+        path = self._directory.path
+        self._endpoint = f"ipc://{path}/events"
+        self._replay_endpoint = f"ipc://{path}/replay"
+        self._stop_endpoint = f"inproc://stop-{path.name}"
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._thread: threading.Thread | None = None
 
@@ -88,7 +87,7 @@ class KvEventReader:
             self._stop.close(linger=0)
             self._context.term()
             self._thread = None
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.remove()
 
     # In the thread.
 

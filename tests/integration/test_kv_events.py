@@ -274,7 +274,7 @@ async def test_batches_lost_for_good_clear_the_log_and_it_goes_on() -> None:
 async def test_a_reader_leaves_nothing_behind() -> None:
     async with published(kept_batches=3) as (reader, _):
         reader.start(model="m", block_size_tokens=4)
-        directory = reader._directory
+        directory = reader._directory.path
         assert directory.stat().st_mode & 0o777 == 0o700
     assert not directory.exists()
     reader.close()
