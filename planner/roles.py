@@ -148,6 +148,8 @@ def _fewest_moves(ranked: Sequence[Option], present: Option) -> Option:
     most = ranked[0].net_requests - present.net_requests
     if not most > 0.0:
         return present
+    if not math.isfinite(most):
+        return ranked[0]
     enough = present.net_requests + ENOUGH_OF_GAIN * most
     good = [option for option in ranked if option.net_requests >= enough]
     return min(good, key=lambda option: len(option.moves.changes))

@@ -1,9 +1,9 @@
 """The routing policy that predicts: each request where it meets its targets at the least cost to others.
 
 Prefill. For every worker the time to first token is predicted: what the request has waited, the prompts in
-front of it, its own tokens that the worker's cache does not hold. The soonest worker gets
-it, unless what the prompt would evict from that worker's cache is worth more than the time it gains and
-another one can begin with it as soon.
+front of it, its own tokens that the worker's cache does not hold. The soonest worker gets it, unless what the
+prompt would evict from its cache is worth more than the time it gains. For a cache's sake nobody waits in
+line, though: the other worker must be able to begin about as soon.
 
 A request that will be late wherever it goes (a prompt too long for the target, mostly) harms least where
 others are late already. Workers queue in order of arrival, so late requests spread over all of them would
