@@ -63,7 +63,7 @@ FULL = Grid(
     most_recorded=20_000,
     durations_s={4: 300.0, 8: 240.0, 16: 180.0, 64: 120.0},
     budgets={4: 8, 8: 6, 16: 4, 64: 3},
-    published=((1, True), (1, False), (3, True), (3, False)),
+    published=((1, True), (1, False)),
     steady_s={4: 1800.0, 8: 300.0, 16: 240.0, 64: 180.0},
 )
 QUICK = Grid(

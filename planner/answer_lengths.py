@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.traffic import ANSWER_CLASS_LIMITS
-from planner.level import Measured, widest_unchanged
+from planner.level import Measured, means_apart, widest_unchanged
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 _UNKNOWN_HAZARD = 0.5
 """Share of the answers in a class that no answer has reached yet that are taken to end in it."""
 _PRIOR_ANSWERS = 1.0
-"""What is known of older answers counts as this many in each class, where hardly any have come lately."""
+"""What is known of all answers counts as this many in each class: most where hardly any have come lately."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +47,20 @@ def answer_lengths(answers: Ints, starts: Sequence[int]) -> AnswerLengths:
     everything: Ints = answers.sum(axis=0)
     if not everything[0].any():
         return AnswerLengths(mean_tokens=1.0, error=1.0, start=0)
-    start = widest_unchanged(starts, lambda part: _ends(answers[part].sum(axis=0)), lengths_apart)
     left, ended = _ends(everything)
     prior = (ended + _UNKNOWN_HAZARD) / (left + 1.0)
-    mean = _mean(_ends(answers[start:].sum(axis=0)), prior, _class_lengths(everything))
+    lengths = _class_lengths(everything)
+
+    def ends(part: slice) -> Floats:
+        return _ends(answers[part].sum(axis=0))
+
+    def apart(one: Floats, other: Floats) -> float:
+        # More short ones and more long ones cancel in the one, too few that have ended hide in the other.
+        means = means_apart(_mean(one, prior, lengths), _mean(other, prior, lengths))
+        return max(lengths_apart(one, other), means)
+
+    start = widest_unchanged(starts, ends, apart)
+    mean = _mean(ends(slice(start, None)), prior, lengths)
     return AnswerLengths(mean_tokens=mean.value, error=mean.error_share, start=start)
 
 

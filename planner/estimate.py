@@ -58,8 +58,10 @@ def estimate(samples: Sequence[TrafficSample]) -> Estimate | None:
     def work(part: slice) -> Measured:
         return _rate(tokens[part], seconds[part], token_dispersion)
 
+    variance = _variance(prompts.sum(axis=0))
+
     def mean_prompt(part: slice) -> Measured:
-        return _mean_prompt(prompts[part].sum(axis=0))
+        return _mean_prompt(prompts[part].sum(axis=0), variance)
 
     # Requests from before a change, of their number or of their lengths, are of no use for either.
     first = max(widest_unchanged(starts, each, means_apart) for each in (rate, work, mean_prompt))
@@ -99,20 +101,25 @@ def _rate(counts: Floats, seconds: Floats, dispersion: float) -> Measured:
     return Measured(value=total / span_s, standard_error=error)
 
 
-def _mean_prompt(totals: Floats) -> Measured:
+def _mean_prompt(totals: Floats, variance: float) -> Measured:
     """Mean tokens of a prompt; a time in which none came agrees with everything.
 
     Args:
         totals: (2, classes) prompts that came, and their tokens.
+        variance: of the lengths of all prompts: a few of them cannot tell how much lengths vary.
     """
-    arrived, tokens = totals
-    num = float(arrived.sum())
+    num = float(totals[0].sum())
     if not num:
         return Measured(value=0.0, standard_error=math.inf)
-    mean = float(tokens.sum()) / num
+    mean = float(totals[1].sum()) / num
+    return Measured(value=mean, standard_error=math.sqrt((variance + (_CLASS_SPREAD * mean) ** 2) / num))
+
+
+def _variance(totals: Floats) -> float:
+    """Of the prompts' lengths, by the means of their classes."""
+    arrived, tokens = totals
     lengths = np.divide(tokens, arrived, out=np.zeros_like(tokens), where=arrived > 0)
-    variance = float(arrived @ (lengths - mean) ** 2) / num + (_CLASS_SPREAD * mean) ** 2
-    return Measured(value=mean, standard_error=math.sqrt(variance / num))
+    return float(arrived @ (lengths - tokens.sum() / arrived.sum()) ** 2 / arrived.sum())
 
 
 def _dispersion(counts: Floats) -> float:

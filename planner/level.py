@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 CONFIDENCE = 3.5
-"""Standard errors by which two parts of a steady load hardly ever differ, with a dozen windows a second."""
+"""Standard errors by which two parts of a steady load hardly ever differ, dozens of pairs being compared."""
 
 T = TypeVar("T")
 

@@ -12,16 +12,14 @@ from planner.observation import ObservedWorker
 from planner.prediction import HORIZON_S, Prediction
 from planner.split import PlannedSplit
 
-MIN_GAIN = 0.02
-"""Share of the requests that a move must gain over the horizon..."""
+MIN_GAIN = 0.005
+"""Share of the requests that a look must promise by a move to speak for it at all."""
+ENOUGH_REGRET = 0.1
+"""What looks in a row that want more of the same role have promised together, until a move is made..."""
 CLEAR_GAIN = 0.15
-"""...and that makes one look enough; less is confirmed by a second look."""
+"""...by two looks or more, unless one alone promises this much."""
 ENOUGH_OF_GAIN = 0.9
 """Share of the best split's gain for which one that is nearer is taken: the load may turn back."""
-LASTING_GAIN = 0.005
-"""A gain between this and ``MIN_GAIN`` is worth a move once it has lasted..."""
-LASTING_LOOKS = 20
-"""...for so many looks that all wanted more of the same role."""
 _NUM_ALTERNATIVES = 8
 
 
@@ -61,20 +59,21 @@ class Choice:
 
 
 class RoleChooser:
-    """Remembers what the last look leaned to."""
+    """Remembers what has been missed by staying.
+
+    A move is made once what it would have gained so far, had it been made before, comes to what a move must
+    be worth (the ski rental rule). What gains little has to last; what passes is sat out.
+    """
 
     def __init__(self) -> None:
-        self._leaning: PlannedSplit | None = None
-        """What the last look would have moved to, had it been clearer."""
         self._wanted: PlannedSplit | None = None
-        """What the last look would have gained a little by, or more..."""
-        self._num_wanted = 0
-        """...and how many looks in a row wanted more of the same role."""
+        """What the last look would have gained by..."""
+        self._regret = 0.0
+        """...and what all looks in a row that wanted more of the same role have promised together."""
 
     def forget(self) -> None:
         """Looks that come are not confirmed by those that were."""
-        self._leaning = None
-        self._num_wanted = 0
+        self._wanted = None
 
     def choose(
         self,
@@ -110,37 +109,24 @@ class RoleChooser:
         gain = (best.net_requests - present.net_requests) / max(requests, 1e-9)
         chosen, reason = self._judge(present, best, gain)
         shown = ranked[:_NUM_ALTERNATIVES]
-        if present not in shown:
-            shown.append(present)
+        shown += [option for option in dict.fromkeys((chosen, present)) if option not in shown]
         return Choice(present=present, chosen=chosen, reason=reason, ranked=tuple(shown))
 
     def _judge(self, present: Option, best: Option, gain: float) -> tuple[Option, str]:
-        leaning, self._leaning = self._leaning, None
-        self._count(present, best, gain)
+        wanted, self._wanted = self._wanted, None
         if best is present:
             return present, "the split is the best there is"
         if not math.isfinite(gain):
             return present, "what the split does now cannot be predicted"
         text = f"{best.split.label} would gain {gain:.1%} of the requests"
-        if gain < MIN_GAIN and self._num_wanted >= LASTING_LOOKS:
-            self._num_wanted = 0
-            return best, f"{text}, and has done so for {LASTING_LOOKS} looks"
         if gain < MIN_GAIN:
             return present, f"{text}, less than a move is worth"
-        if gain < CLEAR_GAIN and not _same_direction(leaning, best.split, present.split):
-            self._leaning = best.split
-            return present, f"{text}, if the next look agrees"
-        self._num_wanted = 0
-        return best, text
-
-    def _count(self, present: Option, best: Option, gain: float) -> None:
-        """How long a small gain has lasted."""
-        if best is present or not gain >= LASTING_GAIN:
-            self._num_wanted = 0
-            return
-        same = _same_direction(self._wanted, best.split, present.split)
-        self._num_wanted = self._num_wanted + 1 if same else 1
+        is_confirmed = _same_direction(wanted, best.split, present.split)
+        self._regret = (self._regret if is_confirmed else 0.0) + gain
+        if gain >= CLEAR_GAIN or (is_confirmed and self._regret >= ENOUGH_REGRET):
+            return best, text
         self._wanted = best.split
+        return present, f"{text}, if that lasts"
 
 
 def _fewest_moves(ranked: Sequence[Option], present: Option) -> Option:
@@ -148,10 +134,8 @@ def _fewest_moves(ranked: Sequence[Option], present: Option) -> Option:
     most = ranked[0].net_requests - present.net_requests
     if not most > 0.0:
         return present
-    if not math.isfinite(most):
-        return ranked[0]
     enough = present.net_requests + ENOUGH_OF_GAIN * most
-    good = [option for option in ranked if option.net_requests >= enough]
+    good = [option for option in ranked if option is ranked[0] or option.net_requests >= enough]
     return min(good, key=lambda option: len(option.moves.changes))
 
 

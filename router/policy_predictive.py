@@ -63,8 +63,8 @@ PATIENCE_S = 30.0
 EVICTION_WEIGHT = 3.0
 """Of the computing time that is lost with what a prompt evicts."""
 WAIT_FOR_A_CACHE_S = 0.1
-"""Longest queue that a request joins to spare another worker's cache, unless all are longer: what routers
-send ahead, so that nobody waits in line for an empty cache while another worker is idle."""
+"""Longest queue that a request joins to spare the soonest worker's cache, unless that one's is longer: what
+routers send ahead by default, so that nobody waits in line for an empty cache while a worker is idle."""
 TPOT_MARGIN = 0.95
 """Share of the TPOT target up to which a decode worker is filled..."""
 LOCAL_TPOT_MARGIN = 0.9
@@ -152,12 +152,12 @@ class PredictivePolicy(LeastLoadPolicy):
         def score_s(option: PrefillOption) -> float:
             return option.done_s + EVICTION_WEIGHT * evicted_s(option, request, fastest_s)
 
-        enough_s = _near(request) * score_s(soonest)
+        enough_s, as_good_s = _near(request) * score_s(soonest), _near(request) * soonest.done_s
         short_s = max(soonest.queue_s, WAIT_FOR_A_CACHE_S)
         scored = [
             (score_s(option), option)
             for option in options
-            if option.done_s <= enough_s and option.queue_s <= short_s
+            if option.done_s <= as_good_s or (option.done_s <= enough_s and option.queue_s <= short_s)
         ]
         near_s = _near(request) * min([score for score, _ in scored])
         return self._pick([option for score, option in scored if score <= near_s], request)

@@ -137,6 +137,13 @@ class TestPrompts:
         estimates = bench.go_on(20, 10.0, prompt=6000)
         assert seconds_until(estimates, 4500, 6001, "prompt_tokens") <= 6
 
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_few_prompts_of_very_different_lengths_are_no_change(self, seed: int) -> None:
+        bench, rng = watched(seed), np.random.default_rng(seed)
+        bench.go_on(60, 1.0)
+        windows_s = [bench.last(1, 1.0, prompt=int(rng.choice((500, 8000)))).window_s for _ in range(240)]
+        assert np.mean(np.array(windows_s[120:]) < 20) < 0.1
+
 
 class TestAnswers:
     @pytest.mark.parametrize("seed", SEEDS)

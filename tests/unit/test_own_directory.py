@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,9 +41,9 @@ def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
         import os
         from engine.own_directory import OwnDirectory
         print(OwnDirectory("own-").path, flush=True)
-        os.abort()
+        os._exit(1)
     """
-    environment = {"TMPDIR": str(folder)}
+    environment = {**os.environ, "TMPDIR": str(folder)}
     left = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         env=environment,

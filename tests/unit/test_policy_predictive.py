@@ -94,6 +94,12 @@ class TestCachesThatAreFull:
         candidates = [self.full("old"), self.empty("new", busy_s=0.11), decode("d")]
         assert policy.choose(candidates, REQUEST).prefill_worker == "old"
 
+    def test_a_session_stays_where_that_is_about_as_good(self, policy: PredictivePolicy) -> None:
+        long = replace(REQUEST, prompt_tokens=3000)
+        near = [prefill("p1"), prefill("p2", busy_s=0.11), decode("d")]
+        sessions = [replace(long, cached_tokens={"p2": 1000}, session=f"s{n}") for n in range(40)]
+        assert {policy.choose(near, session).prefill_worker for session in sessions} == {"p1", "p2"}
+
     def test_where_all_are_busy_it_comes_first_again(self, policy: PredictivePolicy) -> None:
         candidates = [self.full("old", busy_s=0.25), self.empty("new", busy_s=0.25), decode("d")]
         assert policy.choose(candidates, REQUEST).prefill_worker == "new"
