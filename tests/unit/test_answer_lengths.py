@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from planner.answer_lengths import Floats, answer_lengths, lengths_apart
+from core.traffic import NUM_ANSWER_CLASSES
+from planner.answer_lengths import Floats, Ints, answer_lengths, lengths_apart
 from planner.level import CONFIDENCE
 
 
@@ -47,6 +48,24 @@ def test_nothing_agrees_with_everything(other: Floats) -> None:
     assert lengths_apart(np.zeros((2, 10)), other) == 0.0
 
 
+def sample(*lengths: tuple[int, int, int]) -> Ints:
+    """(3, classes) of answers that came and ended: how many, in which class, of how many tokens."""
+    rows = np.zeros((3, NUM_ANSWER_CLASSES), dtype=np.int64)
+    for num, index, tokens in lengths:
+        rows[0, : index + 1] += num
+        rows[1, index] += num
+        rows[2, index] += num * tokens
+    return rows
+
+
+def test_more_short_ones_and_more_long_ones_are_a_change_though_as_many_end_as_should() -> None:
+    before, after = sample((30, 10, 100)), sample((15, 5, 20), (15, 14, 400))
+    answers = np.array([before] * 20 + [after] * 3)
+    found = answer_lengths(answers, [21, 20, 15, 0])
+    assert found.start == 20
+    assert found.mean_tokens == pytest.approx(210, rel=0.1)
+
+
 def test_before_any_answer_nothing_is_known() -> None:
-    found = answer_lengths(np.zeros((3, 3, 28), dtype=np.int64), [2, 0])
+    found = answer_lengths(np.zeros((3, 3, NUM_ANSWER_CLASSES), dtype=np.int64), [2, 0])
     assert (found.mean_tokens, found.error, found.start) == (1.0, 1.0, 0)
