@@ -125,7 +125,10 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
     async def Abort(
         self, message: worker_pb2.AbortRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.AbortReply:
-        """Answers when the engine has dropped the requests: their KV may be freed at its source then."""
+        """Answers when the engine has dropped the requests: their KV may be freed at its source then.
+
+        An engine that died has dropped everything: whatever it still reads, no token is made of it.
+        """
         tasks = [self._tasks[key] for key in message.request_ids if key in self._tasks]
         for task in tasks:
             if not task.cancelling():
@@ -136,7 +139,8 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
         try:
             await self._engine.settle()
         except WorkerLost as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            if not self._engine.dead:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return worker_pb2.AbortReply()
 
     def hand_back(self, reason: str) -> int:

@@ -204,27 +204,40 @@ async def test_an_engine_that_is_stopped_loses_its_answer_to_another_and_comes_b
 
 
 async def test_an_engine_that_is_killed_loses_its_answers_to_the_others(workers: Workers) -> None:
-    """The last test here: one decode worker is gone afterwards."""
+    """Those under way, and those whose KV it has not pulled yet. One decode worker is gone afterwards."""
     every = [sampling(**changes) for changes in SAMPLING.values() if "seed" not in changes]
-    expected = [await workers.alone(params) for params in every]
-    answers = [Collected() for _ in every]
-    killed: list[VllmWorker] = []
+    expected = [(await workers.alone(params)).token_ids for params in every]
+    begun, late = [Collected() for _ in every], [Collected() for _ in every]
+    stopped: asyncio.Future[VllmWorker] = asyncio.get_running_loop().create_future()
 
     def emit_to(answer: Collected) -> Any:
         def emit(delta: EngineDelta) -> None:
             answer.add(delta)
-            if not killed and sum(len(each.token_ids) for each in answers) >= 8 * len(answers):
+            if not stopped.done() and sum(len(each.token_ids) for each in begun) >= 8 * len(begun):
                 busy = max(workers.decodes, key=lambda worker: worker.engine.load().num_decoding)
-                killed.append(busy)
                 for process in busy.engine_processes:
-                    process.kill()
+                    process.suspend()
+                stopped.set_result(busy)
 
         return emit
 
-    asked = (workers.ask(params, emit_to(answer)) for params, answer in zip(every, answers, strict=True))
-    traces = await asyncio.gather(*asked)
-    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
-    assert sum(len(trace.resumptions) for trace in traces) >= 1
+    def ask_all(answers: list[Collected]) -> Any:
+        return asyncio.gather(
+            *(workers.ask(params, emit_to(answer)) for params, answer in zip(every, answers, strict=True))
+        )
+
+    first = asyncio.ensure_future(ask_all(begun))
+    async with asyncio.timeout(60):
+        busy = await stopped
+        second = asyncio.ensure_future(ask_all(late))
+        while not busy.engine.load().waiting_prefill_tokens:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    for process in busy.engine_processes:
+        process.kill()
+    traces = [*await first, *await second]
+    assert [answer.token_ids for answer in begun] == expected
+    assert [answer.token_ids for answer in late] == expected
+    assert sum(len(trace.resumptions) for trace in traces) >= 2
     for worker in workers.by_id.values():
-        if worker not in killed:
-            await worker.wait_empty(within_s=5.0)
+        if worker is not busy:
+            await worker.wait_empty(within_s=10.0)
