@@ -9,7 +9,8 @@ from core.worker_events import WorkerModelConfig
 from deploy.settings import CONNECTOR_CLASS, CONNECTOR_MODULE, STEP_METER, WORKER_EXTENSION, WorkerSettings
 from engine.base import Engine
 from engine.mock_engine import MockEngine, MockEngineConfig
-from engine.vllm_engine import VllmEngine, VllmEngineSpec
+from engine.vllm_engine import VllmEngine
+from engine.vllm_start import VllmEngineSpec
 from kv_transfer.params import NUM_PINNED_STAT, STEP_METER_OPTION, STEPS_STAT
 from kv_transfer.peer import KvPeerAddress, free_port
 

@@ -3,7 +3,8 @@
 After a change those that end first are the short ones. Of the answers that left a class of length, the share
 that ended in it is a hazard; the mean follows from all of them (Kaplan and Meier 1958). Whether two parts of
 time had answers of the same lengths is told by how many ended in each class, against how many would have if
-they had (the log-rank test: Mantel 1966), so that answers which only go on are news too.
+they had (the log-rank test: Mantel 1966), so that answers which only go on are news too, and by the means of
+the two, for where more end early and more go on for long the counts may agree.
 """
 
 from __future__ import annotations

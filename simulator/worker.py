@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from core.errors import Draining, Overloaded
-from core.observed_steps import StepObservation, StepSample
-from core.performance_model import PrefillChunk, StepTime
 from core.prefix_cache import BlockHash
 from core.types import Role, WorkerLoad, WorkerReport
 from core.worker_events import Finished, KvPull, Prefilled, SequenceSpec, StepResult
@@ -19,6 +16,7 @@ from decode_workers.reservations import Reservations
 from simulator.event_queue import EventQueue
 from simulator.links import WorkerLink
 from simulator.recorder import Recorder
+from simulator.role_step_time import RoleStepTime
 from simulator.spec import WorkerGroup
 
 _MIN_STEPS, _MAX_STEPS = 8, 256
@@ -64,61 +62,6 @@ class Watcher(Protocol):
     """A router with an open stream of tokens."""
 
     def on_load(self, worker_id: str, load: WorkerLoad) -> None: ...
-
-
-class RoleStepTime(StepTime):
-    """The step time of the role a worker has now.
-
-    It also notes how much of it is extrapolated, and a sample of the steps for the next heartbeat.
-    """
-
-    def __init__(self, group: WorkerGroup, role: Role) -> None:
-        self._group = group
-        self.computed_s = 0.0
-        self.extrapolated_s = 0.0
-        self.steps = StepSample(num_of_a_kind=1)
-        self.set_role(role)
-
-    def set_role(self, role: Role) -> None:
-        self.steps.take()
-        self._step_time = self._group.step_time[role]
-        self._is_extrapolated = getattr(self._step_time, "is_extrapolated", None)
-
-    def step_s(self, prefills: Sequence[PrefillChunk], num_decoding: int, decode_kv_tokens: int) -> float:
-        step_s = self._step_time.step_s(prefills, num_decoding, decode_kv_tokens)
-        self._note(step_s, prefills, num_decoding, decode_kv_tokens)
-        if self.steps.wants(prefills):
-            self._sample(step_s, prefills, num_decoding, decode_kv_tokens)
-        return step_s
-
-    def decode_ends_s(
-        self, start_s: float, num_decoding: int, decode_kv_tokens: int, num_steps: int
-    ) -> array[float]:
-        ends_s = self._step_time.decode_ends_s(start_s, num_decoding, decode_kv_tokens, num_steps)
-        self._note(ends_s[-1] - start_s, (), num_decoding, decode_kv_tokens)
-        if self.steps.wants(()):
-            step_s = self._step_time.step_s((), num_decoding, decode_kv_tokens)
-            self._sample(step_s, (), num_decoding, decode_kv_tokens)
-        return ends_s
-
-    def _note(
-        self, seconds: float, prefills: Sequence[PrefillChunk], num_decoding: int, kv_tokens: int
-    ) -> None:
-        self.computed_s += seconds
-        if self._is_extrapolated is not None and self._is_extrapolated(prefills, num_decoding, kv_tokens):
-            self.extrapolated_s += seconds
-
-    def _sample(
-        self, seconds: float, prefills: Sequence[PrefillChunk], num_decoding: int, kv_tokens: int
-    ) -> None:
-        self.steps.add(
-            StepObservation(
-                prefills=tuple(prefills),
-                num_decoding=num_decoding,
-                decode_kv_tokens=kv_tokens,
-                seconds=seconds,
-            )
-        )
 
 
 class SimulatedWorker:

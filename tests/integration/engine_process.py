@@ -13,7 +13,8 @@ import psutil
 
 from core.errors import StartupError
 from deploy.environment import CPU_ENGINE_ENVIRONMENT
-from engine.vllm_engine import VllmEngine, VllmEngineSpec
+from engine.vllm_engine import VllmEngine
+from engine.vllm_start import VllmEngineSpec
 from kv_transfer.params import STEP_METER_OPTION, STEPS_STAT
 from kv_transfer.peer import free_port
 
