@@ -10,6 +10,7 @@ from core.types import WorkerLoad
 from core.worker_events import KvPull, Prefilled, SequenceSpec
 from router.disaggregation import SamplingFacts, choose_path
 from router.routing import Decision
+from simulator.answer import Answer
 from simulator.event_queue import EventQueue
 from simulator.gate import Gate
 from simulator.legs import DecodeLeg, PinnedKv, PrefillLeg
@@ -17,7 +18,6 @@ from simulator.placing import Placing
 from simulator.promise import Promise
 from simulator.pulls import KvPulls
 from simulator.recorder import Recorder
-from simulator.result import Outcome
 from simulator.router import SimulatedRouter
 from simulator.spec import ClusterSpec
 from simulator.traces.trace import TraceRequest
@@ -42,15 +42,12 @@ class Lap:
     """One request under way."""
 
     __slots__ = (
+        "_answer",
         "_attempt",
         "_cluster",
         "_decode_id",
-        "_first_token_s",
         "_index",
-        "_leg",
-        "_num_tokens",
         "_path",
-        "_placed",
         "_placing",
         "_prefilled",
         "_promise",
@@ -72,25 +69,19 @@ class Lap:
         """Legs begun: an answer of an earlier one is ignored."""
         self._decode_id = ""
         self._placing = Placing(self, router, cluster.spec, index, request, self._path)
+        self._answer = Answer(cluster.recorder, router, index, request, self._placing)
         self._promise = Promise(str(index))
         self._source: PinnedKv | None = None
         self._prefilled: Prefilled | None = None
-        self._first_token_s: float | None = None
-        self._num_tokens = 0
-        """Tokens given by legs that have ended..."""
-        self._leg: DecodeLeg | None = None
-        """...and the one that gives more."""
-        self._placed = False
         self._started = False
         """The decode leg has given a token."""
 
     def arrive(self, now_s: float) -> None:
         """The request reaches its router."""
         limit = self._cluster.spec.max_ongoing_requests
-        self._router.num_ongoing += 1
-        self._router.traffic.arrived(self)
+        self._answer.arrived()
         if 0 < limit < self._router.num_ongoing:
-            self._router.traffic.counter.refused()
+            self._answer.refused()
             self._give_up(now_s)
         else:
             self.queue.at(now_s + self._cluster.spec.router_s, self._start)
@@ -125,8 +116,7 @@ class Lap:
     def refused(self, error: NoWorkerAvailable | Rejected) -> None:
         """Admission control has turned it away."""
         if isinstance(error, Rejected):
-            self._cluster.recorder.refused(self._index, error.reason)
-            self._router.traffic.counter.refused()
+            self._answer.refused(error.reason)
             self._give_up(self.queue.now_s)
         else:
             self._fail(self.queue.now_s)
@@ -166,7 +156,7 @@ class Lap:
     def _send_prefill(self, now_s: float, worker_id: str, *, keep_kv: bool) -> None:
         self._attempt += 1
         cached_tokens = self._placing.cached_tokens.get(worker_id, 0)
-        self._count_placed(cached_tokens)
+        self._answer.placed(cached_tokens)
         self._router.prefill_sent(
             worker_id, self._prefill_id(self._attempt), self._request.prompt_tokens, cached_tokens
         )
@@ -229,15 +219,15 @@ class Lap:
             source.release()
             return
         self._prefilled = prefilled
-        self._cluster.recorder.prefilled(self._index, prefilled.num_cached_tokens, prefilled.queue_s)
+        self._answer.prefilled(prefilled)
         if self._path is Path.PREFILL_ONLY:
-            self._first_token(now_s)
-            self._finish(now_s)
+            self._answer.first_token(now_s)
+            self._answer.finished(now_s, self._path)
             return
         self._source = source
         if self._promise.given_by(self._cluster.worker(self._decode_id)):
-            self._first_token(now_s)
-            self._num_tokens = 1
+            self._answer.first_token(now_s)
+            self._answer.leg_ended(num_tokens=1)
         else:
             self._path = Path.REMOTE
         self._tried.clear()
@@ -261,7 +251,7 @@ class Lap:
             self._decode_id = decision.decode_worker
         prompt_tokens = self._request.prompt_tokens
         cached_tokens = self._placing.cached_tokens.get(self._decode_id, 0)
-        self._count_placed(cached_tokens)
+        self._answer.placed(cached_tokens)
         computed_tokens = prompt_tokens - cached_tokens if self._source is None else 0
         self._router.decode_sent(self._decode_id, prompt_tokens, computed_tokens, cached_tokens)
         self._attempt += 1
@@ -271,7 +261,7 @@ class Lap:
         request, worker = self._request, self._cluster.worker(self._decode_id)
         promised = self._promise.given_by(worker)
         self._promise.end()
-        emitted = self._num_tokens
+        emitted = self._answer.num_tokens
         self._drop_useless_source(worker)
         leg = DecodeLeg(self, self._router, self._decode_id, attempt, self._source)
         remote_tokens = 0
@@ -301,7 +291,7 @@ class Lap:
             self._give_up(now_s)
             return
         leg.watch(worker)
-        self._leg = leg
+        self._answer.leg = leg
         self._source = None  # a handle is used once
         self.queue.at(now_s + self._cluster.spec.stall_timeout_s, self._decode_late, leg, worker)
 
@@ -329,8 +319,7 @@ class Lap:
         """The worker refused or died: before a token of this leg, another one; after it, an error."""
         if attempt != self._attempt:
             return
-        self._num_tokens += num_tokens
-        self._leg = None
+        self._answer.leg_ended(num_tokens)
         self._tried.append(worker_id)
         if self._started or len(self._tried) >= _MAX_ATTEMPTS:
             self._fail(now_s)
@@ -339,20 +328,20 @@ class Lap:
 
     def decode_prefilled(self, now_s: float, prefilled: Prefilled, last_token_s: float | None) -> None:
         """The decode worker has its first token of the request, or the next one after a preemption."""
-        recorder = self._cluster.recorder
+        answer, recorder = self._answer, self._cluster.recorder
         if not self._started and self._path is Path.LOCAL:
-            recorder.prefilled(self._index, prefilled.num_cached_tokens, prefilled.queue_s)
+            answer.prefilled(prefilled)
         started, self._started = self._started, True
-        if self._first_token_s is None:
-            self._first_token(now_s + self.rpc_s)
+        if answer.first_token_s is None:
+            answer.first_token(now_s + self.rpc_s)
         elif not started:
-            recorder.gap(self._first_token_s, now_s + self.rpc_s)
+            recorder.gap(answer.first_token_s, now_s + self.rpc_s)
         else:
             assert last_token_s is not None, "a second prefill without a preemption"
             recorder.gap(last_token_s, now_s)
 
     def decode_done(self, now_s: float) -> None:
-        self._finish(now_s + self.rpc_s)
+        self._answer.finished(now_s + self.rpc_s, self._path)
 
     def pull(self, leg: DecodeLeg, now_s: float, pull: KvPull) -> None:
         """The decode worker's blocks are set aside: the KV begins to move."""
@@ -378,57 +367,16 @@ class Lap:
     def queue(self) -> EventQueue:
         return self._cluster.queue
 
-    def _first_token(self, now_s: float) -> None:
-        self._first_token_s = now_s
-        gate, predicted_ttft_s = self._router.gate, self._placing.predicted_ttft_s
-        if gate is not None and predicted_ttft_s is not None:
-            gate.answered(predicted_ttft_s, now_s - self._request.arrival_s)
-        self._cluster.recorder.first_token(self._index, now_s)
-
-    def _finish(self, now_s: float) -> None:
-        self._router.num_ongoing -= 1
-        gate, num_tokens, placing = self._router.gate, self._request.output_tokens, self._placing
-        assert self._first_token_s is not None
-        tpot_s = (now_s - self._first_token_s) / (num_tokens - 1) if num_tokens > 1 else 0.0
-        if gate is not None and num_tokens > 1:
-            gate.finished(tpot_s, placing.aimed_tpot_s, num_tokens)
-        self._router.traffic.ended(self, num_tokens)
-        self._router.traffic.counter.finished(
-            num_tokens,
-            ttft_met=self._first_token_s - placing.arrival_s <= placing.ttft_slo_s,
-            tpot_met=tpot_s <= placing.tpot_slo_s,
-        )
-        self._cluster.recorder.path(self._index, self._path)
-        self._cluster.recorder.done(self._index, now_s)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of its request."""
-        return self._request.prompt_tokens
-
-    def num_tokens_at(self, now_s: float) -> int:
-        """Tokens that the client has got."""
-        return self._num_tokens + (0 if self._leg is None else self._leg.num_tokens_at(now_s))
-
-    def _count_placed(self, cached_tokens: int) -> None:
-        if not self._placed:
-            self._placed = True
-            self._router.traffic.counter.placed(self._request.prompt_tokens, cached_tokens)
-
     def _fail(self, now_s: float) -> None:
-        self._router.traffic.counter.failed()
+        self._answer.failed()
         self._give_up(now_s)
 
     def _give_up(self, now_s: float) -> None:
-        self._placing.expect_no_decode()
-        self._router.num_ongoing -= 1
-        self._router.traffic.ended(self, self._num_tokens)
         self._attempt += 1
+        self._placing.expect_no_decode()
         self._promise.end()
         self._release_source()
-        outcome = Outcome.FAILED if self._num_tokens else Outcome.REJECTED
-        self._cluster.recorder.path(self._index, self._path if self._num_tokens else Path.NONE)
-        self._cluster.recorder.not_done(self._index, now_s, outcome, self._num_tokens)
+        self._answer.given_up(now_s, self._path)
 
     def _release_source(self) -> None:
         if self._source is not None:
