@@ -43,6 +43,8 @@ class RegistryConfig:
 class _Member:
     report: WorkerReport
     seen_at_s: float
+    heard_at_present_s: float
+    """The same in time in which the registry ran."""
     desired_role: Role
     joined_at_s: float
     quarantined: str = ""
@@ -75,7 +77,9 @@ class Registry:
         self._config = config
         self._clock = clock
         self._incarnation = incarnation
-        self._started_at_s = clock.now_s()
+        self._started_at_s = self._looked_at_s = clock.now_s()
+        self._present_s = 0.0
+        """Time since the start in which this process ran and could have heard a worker."""
         self._members: dict[str, _Member] = {}
         self._routers: dict[str, _Router] = {}
         self._split = {shape: dict(roles) for shape, roles in config.initial_split.items()}
@@ -102,18 +106,20 @@ class Registry:
 
     def heartbeat(self, report: WorkerReport) -> DesiredState:
         """Takes a worker's report, says what it should do."""
+        self._look()
         now_s, member = self._clock.now_s(), self._members.get(report.worker_id)
         if member is None:
             missing, num_missing = self._missing_role(report)
             self._members[report.worker_id] = _Member(
                 report,
-                now_s,
+                seen_at_s=now_s,
+                heard_at_present_s=self._present_s,
                 desired_role=report.role if report.role_assigned else missing,
                 joined_at_s=now_s,
                 spare=not report.role_assigned and num_missing <= 0,
             )
         else:
-            member.seen_at_s = now_s
+            member.seen_at_s, member.heard_at_present_s = now_s, self._present_s
             overtaken = (
                 member.report.incarnation == report.incarnation and member.report.heartbeat > report.heartbeat
             )
@@ -238,14 +244,24 @@ class Registry:
             suspect_nodes=self.suspect_nodes,
         )
 
+    def _look(self) -> None:
+        """Counts time. Somebody calls once a heartbeat, so a longer gap was the registry's own absence.
+
+        After one, all workers would look silent, though their heartbeats only wait to be read.
+        """
+        now_s = self._clock.now_s()
+        self._present_s += min(now_s - self._looked_at_s, self._config.heartbeat_s)
+        self._looked_at_s = now_s
+
     def _refresh(self) -> None:
         """Drops who is silent, reviews the quarantine; a changed membership is a new epoch."""
+        self._look()
         now_s = self._clock.now_s()
         for router_id in [key for key, r in self._routers.items() if now_s - r.heard_at_s > _ROUTER_TTL_S]:
             del self._routers[router_id]
             self._quarantine.router_left(router_id)
-        oldest_s = now_s - self._config.missed_heartbeats * self._config.heartbeat_s
-        for worker_id in [key for key, member in self._members.items() if member.seen_at_s < oldest_s]:
+        oldest_s = self._present_s - self._config.missed_heartbeats * self._config.heartbeat_s
+        for worker_id in [key for key, m in self._members.items() if m.heard_at_present_s < oldest_s]:
             member = self._members.pop(worker_id)
             if member.report.trouble or not member.report.draining:  # who drains may just have finished
                 self._note_death(member, "it fell silent")

@@ -130,7 +130,8 @@ async def kill_engine_core(scene: Scene) -> AsyncIterator[Hit]:
 @contextlib.asynccontextmanager
 async def stop_prefill_worker_while_prefilling(scene: Scene) -> AsyncIterator[Hit]:
     """Stops (SIGSTOP) replica and engine of a prefill worker that has prompts; they go on in the end."""
-    async with _stopped(await _busy(scene, "prefill", "waiting_prefill_tokens")) as hit:
+    victim = await _busy(scene, "prefill", "waiting_prefill_tokens")
+    async with _stopped(victim.worker_id, *victim.all) as hit:
         yield hit
 
 
@@ -138,7 +139,8 @@ async def stop_prefill_worker_while_prefilling(scene: Scene) -> AsyncIterator[Hi
 async def stop_decode_worker_mid_stream(scene: Scene) -> AsyncIterator[Hit]:
     """Stops (SIGSTOP) replica and engine of a decode worker while answers stream; they go on in the end."""
     await scene.load.wait_until("a stream", lambda: scene.load.streaming(STREAM_PIECES))
-    async with _stopped(await _busy(scene, "decode", "num_requests")) as hit:
+    victim = await _busy(scene, "decode", "num_requests")
+    async with _stopped(victim.worker_id, *victim.all) as hit:
         yield hit
 
 
@@ -148,7 +150,7 @@ async def stop_engine_core_mid_stream(scene: Scene) -> AsyncIterator[Hit]:
     await scene.load.wait_until("a stream", lambda: scene.load.streaming(STREAM_PIECES))
     victim = await _busy(scene, "decode", "num_requests")
     assert victim.engine is not None
-    async with _stopped(victim, victim.engine) as hit:
+    async with _stopped(victim.worker_id, victim.engine) as hit:
         yield hit
 
 
@@ -166,6 +168,13 @@ async def kill_router(scene: Scene) -> AsyncIterator[Hit]:
 async def kill_registry(scene: Scene) -> AsyncIterator[Hit]:
     """Kills the registry."""
     yield Hit(kill(*await in_thread(scene.cluster.replicas, "Registry")), ("Registry",))
+
+
+@contextlib.asynccontextmanager
+async def stop_registry(scene: Scene) -> AsyncIterator[Hit]:
+    """Stops (SIGSTOP) the registry, which reads nobody's heartbeat until the end."""
+    async with _stopped("Registry", *await in_thread(scene.cluster.replicas, "Registry")) as hit:
+        yield hit
 
 
 @contextlib.asynccontextmanager
@@ -285,10 +294,8 @@ async def _busy(scene: Scene, role: str, what: str, within_s: float = 20.0) -> W
 
 
 @contextlib.asynccontextmanager
-async def _stopped(worker: WorkerProcesses, *only: psutil.Process) -> AsyncIterator[Hit]:
-    """Stops a worker's processes, or only some."""
-    processes = only or tuple(worker.all)
-    hit = Hit(victims=(worker.worker_id,))
+async def _stopped(victim: str, *processes: psutil.Process) -> AsyncIterator[Hit]:
+    hit = Hit(victims=(victim,))
     send(signal.SIGSTOP, *processes)
     try:
         yield hit

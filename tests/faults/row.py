@@ -44,7 +44,9 @@ class Expect:
     whole_within_s: float = 120.0
     """The pool is complete again, with a worker in place of every one that died."""
     counts: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Counters (name to labels) that must have grown."""
+    """Counters (name to labels) that must have grown..."""
+    still: dict[str, dict[str, str]] = field(default_factory=dict)
+    """...and that must not."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ async def run_row(row: Row, cluster: FaultCluster, references: References) -> tu
     Returns:
         What was measured, and what was not as expected.
     """
-    before = await in_thread(_counters, cluster, row.expect)
+    before = await in_thread(_counters, cluster, row.expect.counts)
+    still_before = await in_thread(_counters, cluster, row.expect.still)
     spec = row.load
     load = Load(
         cluster.url, references, clients=spec.clients, kinds=spec.kinds, fresh=spec.fresh, seed=row.what
@@ -108,7 +111,8 @@ async def run_row(row: Row, cluster: FaultCluster, references: References) -> tu
         await asyncio.sleep(0.5)
     leaked = await in_thread(cluster.leaked_blocks, IDLE_WITHIN_S)
     orphans = await in_thread(cluster.orphans)
-    after = await in_thread(_counters, cluster, row.expect)
+    after = await in_thread(_counters, cluster, row.expect.counts)
+    still_after = await in_thread(_counters, cluster, row.expect.still)
 
     touched = [outcome for outcome in load.since(hit.at_s) if outcome.began_s < hit.at_s + whole_s]
     result = Result(
@@ -124,6 +128,7 @@ async def run_row(row: Row, cluster: FaultCluster, references: References) -> tu
     )
     troubles = list(check(row.expect, result))
     troubles += [f"{name} has not grown" for name in before if not after[name] > before[name]]
+    troubles += [f"{name} has grown" for name in still_before if still_after[name] > still_before[name]]
     troubles += [f"leaked: {line}" for line in leaked.values()] + [f"orphan: {line}" for line in orphans]
     if troubles:
         bad = (Fate.WRONG, Fate.FAILED, Fate.REFUSED)
@@ -160,8 +165,8 @@ def check(expect: Expect, result: Result) -> list[str]:
     return found
 
 
-def _counters(cluster: FaultCluster, expect: Expect) -> dict[str, float]:
-    return {name: cluster.counter(name, **labels) for name, labels in expect.counts.items()}
+def _counters(cluster: FaultCluster, wanted: dict[str, dict[str, str]]) -> dict[str, float]:
+    return {name: cluster.counter(name, **labels) for name, labels in wanted.items()}
 
 
 def wait_out(cluster: FaultCluster, hit: Hit) -> float:

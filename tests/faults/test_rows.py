@@ -99,6 +99,13 @@ ROWS = (
         Expect(max_errors=6, max_silence_s=5),
         hold_s=15,
     ),
+    Row(
+        14,
+        "the registry stands still for 6 s",
+        inject.stop_registry,
+        Expect(still={"baton_registry_dropped_workers_total": {}}),
+        hold_s=6,
+    ),
     Row(22, "the Serve controller dies", inject.kill_serve_controller, Expect(), hold_s=10, slow=False),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,17 @@ def join(registry: Registry, worker_id: str) -> Role:
     return role
 
 
+def pass_s(
+    registry: Registry, clock: ManualClock, seconds: float, alive: Mapping[str, Role] | None = None
+) -> None:
+    """Time in which the registry runs, and these workers report."""
+    for _ in range(round(seconds / 0.5)):
+        clock.advance(0.5)
+        registry.observe()
+        for worker_id, role in (alive or {}).items():
+            registry.heartbeat(report(worker_id, role=role, role_assigned=True))
+
+
 def test_new_workers_fill_the_initial_split(registry: Registry) -> None:
     roles = [join(registry, str(n)) for n in range(3)]
     assert sorted(roles) == [Role.DECODE, Role.DECODE, Role.PREFILL]
@@ -83,10 +95,8 @@ def test_another_split_is_for_those_who_come(registry: Registry) -> None:
 def test_a_replacement_takes_the_role_of_the_one_that_died(registry: Registry, clock: ManualClock) -> None:
     roles = {str(n): join(registry, str(n)) for n in range(3)}
     dead = next(worker for worker, role in roles.items() if role is Role.PREFILL)
-    clock.advance(3.5)
-    for worker in roles:
-        if worker != dead:
-            registry.heartbeat(report(worker, role=roles[worker], role_assigned=True))
+    del roles[dead]
+    pass_s(registry, clock, 3.5, roles)
     assert join(registry, "9") is Role.PREFILL
 
 
@@ -144,10 +154,25 @@ def test_a_worker_is_only_given_roles_it_may_take(registry: Registry) -> None:
 def test_silent_workers_drop_out(registry: Registry, clock: ManualClock) -> None:
     join(registry, "1")
     join(registry, "2")
-    clock.advance(2.0)
+    pass_s(registry, clock, 2.0)
     registry.heartbeat(report("2", role_assigned=True))
-    clock.advance(1.5)
+    pass_s(registry, clock, 1.5)
     assert [worker.worker_id for worker in registry.snapshot().workers] == ["2"]
+
+
+def test_a_registry_that_stood_still_has_heard_nobody_and_drops_nobody(
+    registry: Registry, clock: ManualClock
+) -> None:
+    roles = {worker_id: join(registry, worker_id) for worker_id in "123"}
+    pass_s(registry, clock, 1.0, roles)
+    before = registry.snapshot()
+    clock.advance(60.0)
+    assert registry.snapshot() == before
+    pass_s(registry, clock, 1.5, {"1": roles["1"]})
+    assert set(roles_of(registry)) == {"1", "2", "3"}
+    pass_s(registry, clock, 1.0, {"1": roles["1"]})
+    assert set(roles_of(registry)) == {"1"}, "who says nothing afterwards is gone"
+    assert registry.observe().workers[0].age_s == 0.0
 
 
 def test_only_changes_of_membership_make_an_epoch(registry: Registry) -> None:
@@ -275,10 +300,7 @@ def test_who_replaces_a_worker_that_died_within_a_switch_takes_the_role_it_was_t
     roles = {worker_id: join(registry, worker_id) for worker_id in "123"}
     died = next(worker_id for worker_id, role in roles.items() if role is Role.DECODE)
     registry.assign_role(died, Role.PREFILL)
-    clock.advance(3.5)
-    for worker_id in roles:
-        if worker_id != died:
-            registry.heartbeat(report(worker_id, role=roles[worker_id], role_assigned=True))
+    pass_s(registry, clock, 3.5, {key: role for key, role in roles.items() if key != died})
     assert died not in roles_of(registry)
     assert join(registry, "9") is Role.PREFILL
     assert sorted(now for now, _ in roles_of(registry).values()) == [Role.DECODE, Role.PREFILL, Role.PREFILL]
@@ -332,7 +354,7 @@ def test_the_planner_sees_workers_and_routers_with_the_age_of_their_word(
 def test_the_planner_does_not_see_who_is_gone(registry: Registry, clock: ManualClock) -> None:
     join(registry, "1")
     registry.router_heard(TrafficSummary(router_id="a"))
-    clock.advance(3.5)
+    pass_s(registry, clock, 3.5)
     assert registry.observe().workers == ()
     clock.advance(60.0)
     assert registry.observe().routers == ()
@@ -382,12 +404,12 @@ def test_deaths_make_a_node_suspect_and_goodbyes_do_not(registry: Registry, cloc
         join(registry, f"left{number}")
         registry.leave(f"left{number}", f"left{number}-1")
         registry.heartbeat(report(f"drained{number}", draining=True))
-        clock.advance(5.0)
+        pass_s(registry, clock, 5.0)
     registry.heartbeat(report("1"))
     assert registry.suspect_nodes == ()
     join(registry, "silent")
-    clock.advance(5.0)
-    assert registry.start_failed("s", "n", "no memory") == 0.0
+    pass_s(registry, clock, 5.0)
+    assert registry.start_failed("s", "n", "no memory") == 1.0
     join(registry, "dead")
     assert registry.leave("dead", "dead-1", "its engine died") == 2.0
     (node,) = registry.suspect_nodes
