@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.faults import record
 from tests.faults.record import FaultReport
@@ -17,6 +18,10 @@ from tests.faults.record import FaultReport
 _MARK = "BATON_TEST_RUN"
 _GRACE_S = float(os.environ.get("BATON_TEST_GRACE_S", "10"))
 _leaked = pytest.StashKey[list[str]]()
+
+# How long an example takes says how busy the machine is. All else is as Hypothesis has it, in CI too.
+settings.register_profile("no-deadline", settings.default, deadline=None)
+settings.load_profile("no-deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:

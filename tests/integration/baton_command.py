@@ -58,7 +58,7 @@ class Commands:
         path.write_text(json.dumps(config))
         return path
 
-    def left_running(self, grace_s: float = 3.0) -> list[str]:
+    def left_running(self, grace_s: float = 15.0) -> list[str]:
         """What the commands started and did not end."""
         deadline_s = time.monotonic() + grace_s
         while (left := self.processes()) and time.monotonic() < deadline_s:

@@ -161,9 +161,9 @@ class MockCluster:
         num_prefill: int,
         num_decode: int,
         *,
-        stall_timeout_s: float = 5.0,
+        stall_timeout_s: float = 30.0,
         lease_s: float = 30.0,
-        prefill_timeout_s: float = 5.0,
+        prefill_timeout_s: float = 30.0,
         resume_timeout_s: float = 5.0,
         max_retries: int = 3,
         replays: bool = True,
@@ -225,7 +225,7 @@ class MockCluster:
         """Gives the router a new snapshot and waits until it is attached to everyone in it."""
         await self.heartbeat(leave_out=leave_out)
         for member in self.view.members():
-            assert await member.link.wait_up(5.0)
+            assert await member.link.wait_up(30.0)
 
     async def heartbeat(self, *, leave_out: tuple[MockWorker, ...] = ()) -> None:
         """Gives the router a new snapshot."""
@@ -276,7 +276,7 @@ class MockCluster:
         await self.relay.run(request, answer.trace, collect)
         return answer
 
-    async def wait_empty(self, timeout_s: float = 2.0) -> None:
+    async def wait_empty(self, timeout_s: float = 10.0) -> None:
         """Fails unless every living engine holds no KV and no request within the time."""
         async with asyncio.timeout(timeout_s):
             while any(  # noqa: ASYNC110  engines say nothing when they become idle

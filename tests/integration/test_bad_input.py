@@ -209,4 +209,4 @@ def test_the_cluster_serves_after_all_that(cluster: ServedByBaton, plain: Served
     same_answer(
         cluster, plain, COMPLETIONS, {"prompt": prompts.text("after"), "max_tokens": 9, "temperature": 0}
     )
-    cluster.wait_idle(within_s=2)
+    cluster.wait_idle(within_s=12)

@@ -27,7 +27,7 @@ def test_the_engine_process_dies_with_its_parent(model_path: Path, tmp_path: Pat
         children = [psutil.Process(int(pid)) for pid in line.removeprefix(READY).split()]
         assert any(child.memory_info().rss > 500 << 20 for child in children), "none of them is an engine"
         os.kill(owner.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(children, timeout=5)
+        _, alive = psutil.wait_procs(children, timeout=20)
         assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     finally:
         owner.stop(grace_s=5)

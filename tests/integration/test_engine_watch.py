@@ -48,9 +48,9 @@ async def test_an_engine_that_hangs_is_noticed_comes_back_unharmed_and_is_missed
     back_after_s = await until(lambda: not hang.hung, 20.0)
     await engine.settle()
     process.send_signal(signal.SIGKILL)
-    dead_after_s = await until(watching.done, 5.0)
+    dead_after_s = await until(watching.done, 20.0)
     print({"hung": hung_after_s, "lost": lost_after_s, "back": back_after_s, "dead": dead_after_s})
     assert hung_after_s >= LIMIT_S - 0.5
-    assert dead_after_s < 1.0
+    assert dead_after_s < 10.0
     await watching
     await engine.shutdown(timeout_s=1.0)

@@ -267,4 +267,4 @@ def test_an_adapters_answers_in_one_batch_are_plain_vllms(cluster: ServedByBaton
 
 
 def test_nothing_is_held_after_the_last_answer(cluster: ServedByBaton) -> None:
-    cluster.wait_idle(within_s=2)
+    cluster.wait_idle(within_s=12)

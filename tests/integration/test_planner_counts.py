@@ -124,11 +124,14 @@ async def test_workers_come_with_the_load_and_go_with_it(planned: PlannedCluster
         roles = await asyncio.to_thread(planned.roles)
 
         load.rate_rps, load.prompt_tokens = LIGHT_RPS, SHORT
-        down_s = await until(planned, "the floor", range(FLOOR, FLOOR + 1))
-        sent_at_floor = len(load.answers)
-        await asyncio.sleep(3.0)
-        at_floor = sorted((await asyncio.to_thread(planned.roles)).values())
-        assert at_floor == ["decode"], f"{at_floor}\n{told(planned)}\n{held(planned)}"
+        began_s, at_floor = time.monotonic(), list[str]()
+        while at_floor != ["decode"]:  # who looks in on a busy machine may come back once
+            late = time.monotonic() > began_s + LIMIT_S
+            assert not late, f"{at_floor}\n{told(planned)}\n{held(planned)}"
+            down_s = await until(planned, "the floor", range(FLOOR, FLOOR + 1))
+            sent_at_floor = len(load.answers)
+            await asyncio.sleep(3.0)
+            at_floor = sorted((await asyncio.to_thread(planned.roles)).values())
     answers = [task.result() for task in load.answers]
     assert {answer.status for answer in answers} == {200}
     assert all(answer.done for answer in answers)

@@ -67,7 +67,7 @@ async def test_prompts_beyond_one_workers_power_make_a_decode_worker_prefill(
             await asyncio.sleep(max(0.0, began_s + len(answers) / RATE_RPS - time.monotonic()))
             if len(answers) % 10 == 0:
                 moved = set(before) & set(await asyncio.to_thread(planned.of, "prefill"))
-                done = [task.result() for task in answers[-30:] if task.done()]
+                done = [task.result() for task in answers if task.done()][-30:]
                 by = {(await asyncio.to_thread(planned.trace, each.id))["prefill_worker"] for each in done}
                 if by & moved:
                     served_at_s = time.monotonic() - began_s

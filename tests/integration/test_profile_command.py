@@ -20,7 +20,7 @@ from tests.integration.mock_workers import MODEL, MockCluster
 
 pytestmark = pytest.mark.engine
 
-SMALL = GridSize(num_prompts=4, num_repeats=2, num_batches=2, num_contexts=2, num_steps=8, num_transfers=3)
+SMALL = GridSize(num_prompts=4, num_repeats=5, num_batches=2, num_contexts=2, num_steps=8, num_transfers=3)
 DECODE_BASE_MS, DECODE_MS_PER_SEQ, PREFILL_MS_PER_TOKEN = 30.0, 4.0, 0.4
 
 
@@ -70,7 +70,7 @@ def test_a_fresh_paced_engine_is_measured_at_its_pace(tmp_path: Path) -> None:
     )
     out, plot = tmp_path / "profile.json", tmp_path / "profile.svg"
 
-    profile = run_profile(str(config), out, fresh=True, plot=plot, max_minutes=0.3, grid=SMALL)
+    profile = run_profile(str(config), out, fresh=True, plot=plot, max_minutes=1.0, grid=SMALL)
 
     from simulator.profiles.files import read_profile
 
@@ -80,7 +80,7 @@ def test_a_fresh_paced_engine_is_measured_at_its_pace(tmp_path: Path) -> None:
     assert 1.0 < profile.startup_s < 100.0
     for prompt in profile.prefill:
         expected_ms = DECODE_BASE_MS + PREFILL_MS_PER_TOKEN * prompt.prompt_tokens
-        assert 1e3 * prompt.seconds == pytest.approx(expected_ms, rel=0.08)
+        assert 0.98 < 1e3 * prompt.seconds / expected_ms < 1.15
     for step in profile.decode:
         expected_ms = DECODE_BASE_MS + DECODE_MS_PER_SEQ * step.num_decoding
         assert 1e3 * step.seconds == pytest.approx(expected_ms, rel=0.15)

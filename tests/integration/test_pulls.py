@@ -37,7 +37,7 @@ from tests.integration.vllm_workers import (
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
-LEASE_S = 1
+LEASE_S = 2
 NUM_TOKENS = 8
 LONG_TOKENS = 4000
 """A read of 32 MiB: several milliseconds in which it can be stopped."""

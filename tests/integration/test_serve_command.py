@@ -115,8 +115,8 @@ def test_in_the_foreground_a_second_interrupt_ends_at_once(commands: Commands, m
         assert serving.poll() is None
         os.killpg(serving.pid, signal.SIGINT)
         interrupted_s = time.monotonic()
-        assert serving.wait(10) != 0
-        assert time.monotonic() - interrupted_s < 5
+        assert serving.wait(30) != 0
+        assert time.monotonic() - interrupted_s < 15
         stream.join()
         assert stream.broke
     assert commands.left_running() == []

@@ -201,7 +201,7 @@ class VllmWorker:
         finally:
             self.link.forget(request_id)
 
-    async def wait_empty(self, within_s: float = 2.0) -> None:
+    async def wait_empty(self, within_s: float = 10.0) -> None:
         async with asyncio.timeout(within_s):
             while (load := self.engine.load()).kv_used_blocks or load.num_pinned:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

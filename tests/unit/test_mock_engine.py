@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from core.errors import Draining, WorkerLost
 from core.performance_model import KvLink, LinearStepTime
+from core.types import WorkerLoad
 from core.worker_events import WorkerModelConfig
 from engine.base import Engine, EngineDelta, EngineRequest, KvParams
 from engine.mock_engine import MockEngine, MockEngineConfig
@@ -74,6 +77,15 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("it did not happen within 5 s")
+
+
+async def at_once(condition: Callable[[], bool]) -> None:
+    """Waits without a timer: one of the engine's that was started meanwhile does not fire first."""
+    for _ in range(100):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not happen at once")
 
 
 class TestTokens:
@@ -141,10 +153,10 @@ class TestTime:
     async def test_steps_follow_each_other_at_the_modelled_pace(self, start_engine: StartEngine) -> None:
         engine = start_engine(time_scale=1.0, step_time=FIVE_MS)
         started_s = time.monotonic()
-        deltas = await read(engine, request("a", PROMPT, 40))
-        took_s = time.monotonic() - started_s
-        assert len(deltas) == 40
-        assert 0.199 < took_s < 0.4
+        times_s = [time.monotonic() async for _ in engine.generate(request("a", PROMPT, 40))]
+        assert len(times_s) == 40
+        assert times_s[-1] - started_s > 0.199
+        assert statistics.median([after_s - before_s for before_s, after_s in pairwise(times_s)]) < 0.01
 
     async def test_time_scale_stretches_steps(self, start_engine: StartEngine) -> None:
         engine = start_engine(time_scale=4.0, step_time=FIVE_MS)
@@ -156,9 +168,12 @@ class TestTime:
         self, start_engine: StartEngine
     ) -> None:
         engine = start_engine(time_scale=1.0, step_time=FIVE_MS)
+        began_s = time.monotonic()
         first, second = await read(engine, request("a", PROMPT, 2))
+        took_s = time.monotonic() - began_s
         assert first.num_cached_tokens == 0
-        assert first.queue_s == pytest.approx(0.0, abs=0.05)
+        assert first.queue_s is not None
+        assert 0 <= first.queue_s < took_s - 0.009, "two steps are not in it"
         assert first.prefill_s == pytest.approx(0.005)
         assert (second.num_cached_tokens, second.queue_s, second.prefill_s) == (None, None, None)
         assert (await read(engine, request("b", PROMPT, 2)))[0].num_cached_tokens == 32
@@ -202,9 +217,11 @@ class TestHandoff:
             link=KvLink(latency_s=0.01, bytes_per_s=4e6),
             kv_bytes_per_token=10_000,
         )
+        began_s = time.monotonic()
         first, *_, last = await read(engine, request("d", PROMPT, 3, pull_of(40)))
+        took_s = time.monotonic() - began_s
         assert first.queue_s is not None
-        assert 0.109 < first.queue_s < 0.3
+        assert 0.109 < first.queue_s < took_s - 0.014, "three steps are not in it"
         assert last.kv_params is not None
         assert last.kv_params["baton_transfer"]["pull_s"] == pytest.approx(0.11)
 
@@ -232,7 +249,7 @@ class TestHandoff:
         engine = start_engine(time_scale=1.0, link=KvLink(latency_s=0.2, bytes_per_s=1e12))
         params = pull_of(40) | {"remote_blocks_expiry_time": time.monotonic() + 0.1}
         reading = asyncio.create_task(read(engine, request("d", PROMPT, 1, params)))
-        await asyncio.sleep(0.01)
+        await at_once(lambda: engine.load().kv_used_blocks == 3)
         await engine.extend_kv_deadline("d", time.monotonic() + 10)
         report = kv_keys.TransferReport.from_params((await reading)[-1].kv_params)
         assert report is not None
@@ -250,10 +267,12 @@ class TestHandoff:
 
     async def test_leases_are_renewed_and_end(self, start_engine: StartEngine) -> None:
         engine = start_engine(worker=WorkerModelConfig(num_kv_blocks=100, lease_s=0.3))
-        for request_id in ("a", "b"):
-            await read(engine, request(request_id, PROMPT, 1, kv_keys.keep_for_pull()))
+        await read(engine, request("a", PROMPT, 1, kv_keys.keep_for_pull()))
+        before_s = time.monotonic()
         ends_s = await engine.renew_kv(["a", "unknown"], 10.0)
-        assert ends_s == {"a": pytest.approx(time.monotonic() + 10.0, abs=0.05)}
+        assert list(ends_s) == ["a"]
+        assert before_s + 10.0 <= ends_s["a"] <= time.monotonic() + 10.0
+        await read(engine, request("b", PROMPT, 1, kv_keys.keep_for_pull()))
         await until(lambda: engine.load().num_pinned == 1)
         await engine.release_kv(["a", "b", "unknown"])
         assert engine.load().kv_used_blocks == 0
@@ -262,11 +281,18 @@ class TestHandoff:
         self, start_engine: StartEngine
     ) -> None:
         engine = start_engine(time_scale=1.0, link=KvLink(latency_s=0.2, bytes_per_s=1e12))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.01):
+
+        async def load_once_closed() -> WorkerLoad:
+            with contextlib.suppress(asyncio.CancelledError):
                 await read(engine, request("d", PROMPT, 3, pull_of(40)))
-        assert engine.load().num_waiting == 0
-        assert engine.load().kv_used_blocks == 3
+            return engine.load()
+
+        reading = asyncio.create_task(load_once_closed())
+        await at_once(lambda: engine.load().kv_used_blocks == 3)
+        reading.cancel()
+        load = await reading
+        assert load.num_waiting == 0
+        assert load.kv_used_blocks == 3
         await until(lambda: engine.load().kv_used_blocks == 0)
 
 
@@ -317,18 +343,18 @@ class TestEnds:
 
     async def test_a_hung_engine_goes_on_later(self, start_engine: StartEngine) -> None:
         engine = start_engine(time_scale=1.0, step_time=FIVE_MS)
+        began_s = time.monotonic()
         async with started(engine, request("a", PROMPT, 3)) as deltas:
             await anext(deltas)
             engine.hang(0.1)
-            hung_s = time.monotonic()
             assert (await anext(deltas)).finish_reason is None
-            assert time.monotonic() - hung_s > 0.099
+            assert time.monotonic() - began_s > 0.109, "two steps and the hang"
             assert (await anext(deltas)).finish_reason == "length"
 
     async def test_an_idle_engine_can_hang_too(self, start_engine: StartEngine) -> None:
         engine = start_engine()
-        engine.hang(0.05)
         hung_s = time.monotonic()
+        engine.hang(0.05)
         await tokens(engine, "a", PROMPT, 2)
         assert time.monotonic() - hung_s > 0.049
 
@@ -338,7 +364,7 @@ class TestEnds:
         engine = start_engine(time_scale=1.0, step_time=FIVE_MS)
         running = asyncio.create_task(tokens(engine, "a", PROMPT, 60))
         await asyncio.sleep(0.01)
-        stopping = asyncio.create_task(engine.shutdown(5.0))
+        stopping = asyncio.create_task(engine.shutdown(30.0))
         await asyncio.sleep(0.01)
         with pytest.raises(Draining):
             await tokens(engine, "b", PROMPT, 1)
@@ -352,6 +378,6 @@ class TestEnds:
         await asyncio.sleep(0.01)
         started_s = time.monotonic()
         await engine.shutdown(0.05)
-        assert time.monotonic() - started_s < 1.0
+        assert time.monotonic() - started_s < 10  # of the request's 50
         with pytest.raises(WorkerLost):
             await running

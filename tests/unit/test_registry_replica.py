@@ -14,7 +14,7 @@ from deploy.registry_replica import RegistryReplica
 from planner.registry import RegistryConfig
 from tests.unit.test_registry import report
 
-LONG_S = 10.0
+LONG_S = 60.0
 PREFILL = report("1", role=Role.PREFILL, role_assigned=True)
 
 
@@ -30,7 +30,7 @@ async def test_a_heartbeat_is_answered_when_its_time_is_over(registry: RegistryR
     began_s = time.monotonic()
     desired = await registry.heartbeat(PREFILL, 0.1)
     assert desired.role is Role.PREFILL
-    assert 0.1 <= time.monotonic() - began_s < 5.0
+    assert 0.1 <= time.monotonic() - began_s < LONG_S
 
 
 async def test_a_heartbeat_that_waits_is_answered_as_soon_as_the_role_changes(

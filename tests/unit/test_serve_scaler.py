@@ -64,8 +64,10 @@ def shape(name: str, least: int, most: int, gpus: float = 1.0) -> PlannedShape:
     )
 
 
-def scaler(board: LocalBoard, *shapes: PlannedShape, gpu_budget: float | None = None) -> ServeScaler:
-    scaler = ServeScaler(shapes, board="board", gpu_budget=gpu_budget, timeout_s=0.2)
+def scaler(
+    board: LocalBoard, *shapes: PlannedShape, gpu_budget: float | None = None, timeout_s: float = 5.0
+) -> ServeScaler:
+    scaler = ServeScaler(shapes, board="board", gpu_budget=gpu_budget, timeout_s=timeout_s)
     scaler._board = board
     return scaler
 
@@ -107,7 +109,7 @@ async def test_asking_for_what_may_not_be_is_refused() -> None:
 
 async def test_no_answer_from_serve_is_said() -> None:
     board = LocalBoard()
-    asking = scaler(board, shape("a", 1, 4))
+    asking = scaler(board, shape("a", 1, 4), timeout_s=0.2)
     with pytest.raises(ScalingError, match=r"not said how many workers it wants within 0.2 s"):
         await asking.wanted()
     await board.exchange.remote("a", 2)

@@ -409,10 +409,10 @@ class TestWriter:
 
 def test_thirty_thousand_rows_take_a_second_or_two(tmp_path: Path) -> None:
     lines = (DATA / "azure2023_conv.csv").read_text().splitlines()
-    start = time.perf_counter()
+    start = time.process_time()
     trace = read_text(tmp_path, "\n".join([lines[0], *lines[1:] * 100]) + "\n")
     assert len(trace.requests) == 30_000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_suspicious_rate_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
