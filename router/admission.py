@@ -66,8 +66,12 @@ class Applicant(Protocol):
     @property
     def prompt_tokens(self) -> int: ...
 
-    def place(self) -> Placement:
+    def place(self, now_s: float) -> Placement:
         """Where it would go now.
+
+        Args:
+            now_s: one time for all that are tried together. Were it later for those behind, room that comes
+                meanwhile would be theirs.
 
         Raises:
             core.errors.NoWorkerAvailable: nobody serves it.
@@ -127,8 +131,8 @@ class AdmissionController:
             core.errors.Rejected: refused, no work has been done for it.
             core.errors.NoWorkerAvailable: nobody serves it.
         """
-        placement = applicant.place()
         now_s = self._clock.now_s()
+        placement = applicant.place(now_s)
         late_s = self._late_s(applicant, placement, now_s)
         goes = placement.has_room and late_s + self._margin_s(applicant, placement, now_s) <= 0.0
         if goes and not self._line:
@@ -210,7 +214,7 @@ class AdmissionController:
         for entry in self._to_try(now_s):
             applicant = entry.item
             try:
-                placement = applicant.place()
+                placement = applicant.place(now_s)
             except NoWorkerAvailable as error:
                 self._leave(entry, now_s, sent=False)
                 applicant.refuse(error)

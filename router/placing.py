@@ -96,14 +96,11 @@ class Placing:
 
     # As an applicant.
 
-    def place(self) -> Placement:
-        """
-        Raises:
-            core.errors.NoWorkerAvailable: nobody serves it.
-        """
+    def place(self, now_s: float) -> Placement:
+        """See :meth:`router.admission.Applicant.place`."""
         factor = self._context.tpot_factor()
         self.aimed_tpot_s = self._request.tpot_slo_s / factor
-        candidates, routing = self._candidates(), self._routing(factor)
+        candidates, routing = self._candidates(), self._routing(now_s, factor)
         decision = self._decide(candidates, routing, ())
         self._explain(candidates, routing, decision)
         return judge(
@@ -134,7 +131,7 @@ class Placing:
         Raises:
             core.errors.NoWorkerAvailable: nobody serves it.
         """
-        candidates, routing = self._candidates(), self._routing()
+        candidates, routing = self._candidates(), self._routing(self._context.clock.now_s())
         return explain(self._context.policy, candidates, routing, self._decide(candidates, routing, ()))
 
     def choose(self, tried: Sequence[str]) -> Decision:
@@ -143,7 +140,7 @@ class Placing:
         Raises:
             core.errors.NoWorkerAvailable: nobody is left.
         """
-        candidates, routing = self._candidates(), self._routing()
+        candidates, routing = self._candidates(), self._routing(self._context.clock.now_s())
         decision = self._decide(candidates, routing, tried)
         self._explain(candidates, routing, decision)
         self._book(decision)
@@ -155,7 +152,7 @@ class Placing:
         Raises:
             core.errors.NoWorkerAvailable: nobody is left.
         """
-        candidates, routing = self._candidates(), self._routing()
+        candidates, routing = self._candidates(), self._routing(self._context.clock.now_s())
         worker_id = self._context.policy.choose_prefill_only(candidates, routing, tried)
         if self._request.path is Path.PREFILL_ONLY:
             decision = Decision(decode_worker="", prefill_worker=worker_id, reason=LAST_RESORT)
@@ -191,9 +188,9 @@ class Placing:
             self._revision = self._context.policy.choose_revision(view.candidates(model))
         return view.candidates(model, self._revision)
 
-    def _routing(self, tpot_factor: float = 1.0) -> RoutingRequest:
+    def _routing(self, now_s: float, tpot_factor: float = 1.0) -> RoutingRequest:
         """The request as the policy sees it now, its TPOT target divided by a factor."""
-        request, now_s = self._request, self._context.clock.now_s()
+        request = self._request
         if self._blocks is not None:
             self._cached_tokens = self._context.view.cached_tokens(self._blocks)
         return RoutingRequest(

@@ -64,9 +64,8 @@ class PrefillQueue:
         return self._inflow > 0.0 or self._foreign_s > 0.0
 
     def free_at_s(self, now_s: float) -> float:
-        """When it will have computed what it has."""
-        own_free_at_s = max(self._own_free_at_s, now_s)
+        """When it will have computed what it has; in the past if it has nothing."""
         if not self.shared:
-            return own_free_at_s
+            return self._own_free_at_s
         left_s = self._total_s + self._since_s - (now_s - self._heard_at_s) * (1.0 - self._inflow)
-        return max(own_free_at_s, now_s + left_s)
+        return max(self._own_free_at_s, now_s + left_s)

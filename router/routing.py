@@ -30,7 +30,7 @@ class Candidate:
     waiting_prefill_tokens: int
     """Prompt tokens of requests without their first token."""
     prefill_free_at_s: float = 0.0
-    """When the prompts sent to it so far will have been computed, on the router's clock."""
+    """When the prompts sent to it so far will have been computed, or were, on the router's clock."""
     own_prefills: int = 0
     """Prompts this router has sent and not heard back of."""
     local_prefill_share: float = 0.0

@@ -86,16 +86,13 @@ class Placing:
             tpot_slo_s=self.tpot_slo_s / tpot_factor,
         )
 
-    def place(self) -> Placement:
-        """
-        Raises:
-            core.errors.NoWorkerAvailable: nobody serves it.
-        """
+    def place(self, now_s: float) -> Placement:
+        """See :meth:`router.admission.Applicant.place`."""
         router, gate = self._router, self._router.gate
         assert gate is not None
         factor = gate.tpot_factor()
         self.aimed_tpot_s = self.tpot_slo_s / factor
-        routing = self.routing(router.now_s(), factor)
+        routing = self.routing(now_s, factor)
         if self._path is Path.PREFILL_ONLY:
             worker_id = router.choose_prefill_only(routing, ())
             decision = Decision(decode_worker="", prefill_worker=worker_id, reason="prefill_only")
