@@ -15,6 +15,7 @@ from engine.vllm_args import engine_arguments
 from router.body_errors import answer_stumbles
 from router.engine_client import RelayEngineClient
 from router.engineless_client import SUPPORTED_TASKS
+from router.refusal_logs import leave_refusals_out
 from router.request_context import Refusal, RequestContext, enter_request
 
 RETRY_AFTER_S = 1
@@ -98,6 +99,7 @@ async def build_openai_app(client: RelayEngineClient, args: Any) -> Any:
 
     app = build_app(args, SUPPORTED_TASKS, client.model_config)
     answer_stumbles(app)
+    leave_refusals_out()
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
     return app
 

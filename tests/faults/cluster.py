@@ -79,7 +79,10 @@ class FaultCluster(ServedByBaton):
     # Its state.
 
     def lacking(self) -> str:
-        """What it lacks to be whole; empty if it is. Two looks, as there are two routers to ask."""
+        """What it lacks to be whole; empty if it is. Two looks, as there are two routers to ask.
+
+        Processes show at once who died, Ray Serve who has not started yet.
+        """
         for _ in range(2):
             try:
                 workers = self.workers()
@@ -94,7 +97,7 @@ class FaultCluster(ServedByBaton):
         processes = self.worker_processes()
         gone = [each["worker_id"] for each in workers if each["worker_id"] not in processes]
         gone += [worker_id for worker_id, each in processes.items() if each.engine is None]
-        return f"no processes of {gone}" if gone else ""
+        return f"no processes of {gone}" if gone else str(self.say("unready", timeout_s=60))
 
     def wait_whole(self, within_s: float = START_TIMEOUT_S) -> None:
         """Until every worker has its role, every router sees them all and every replica is there.

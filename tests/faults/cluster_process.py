@@ -6,6 +6,7 @@ Each line is one of these, answered by one line on standard output:
 
     apply CONFIG       another configuration, in place
     roles JSON         worker ids to roles, assigned all at once
+    unready            the answer names the deployments with replicas that do not run
 """
 
 from __future__ import annotations
@@ -13,8 +14,18 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from typing import Any
 
 ANSWER = "answer: "
+
+
+def unready(deployments: Any) -> str:
+    """Deployments with replicas that do not run, or not yet, as Ray Serve says; empty if there are none."""
+    states = {
+        name: {state.value: number for state, number in each.replica_states.items() if number}
+        for name, each in deployments.items()
+    }
+    return ", ".join(f"{name}: {each}" for name, each in states.items() if set(each) - {"RUNNING"})
 
 
 def main() -> None:
@@ -31,6 +42,8 @@ def main() -> None:
             answer = ""
             try:
                 match line.split(maxsplit=1):
+                    case ["unready"]:
+                        answer = unready(serve.status().applications[APP_NAME].deployments)
                     case ["apply", path]:
                         cluster.update(load_config(path.strip()))
                     case ["roles", roles]:
