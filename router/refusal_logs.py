@@ -6,7 +6,7 @@ import logging
 
 from vllm.exceptions import GracefulHTTPError
 
-from core.errors import NoWorkerAvailable, Rejected
+from core.errors import Rejected
 
 LOGGERS = (
     "vllm.entrypoints.openai.chat_completion.serving",
@@ -17,9 +17,7 @@ LOGGERS = (
 class _RefusalsLeftOut(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (
-            isinstance(error, GracefulHTTPError) and isinstance(error.__cause__, Rejected | NoWorkerAvailable)
-        )
+        return not (isinstance(error, GracefulHTTPError) and isinstance(error.__cause__, Rejected))
 
 
 _FILTER = _RefusalsLeftOut()

@@ -39,7 +39,7 @@ def records() -> Iterator[Records]:
     ("cause", "num_logged"),
     [
         (Rejected("busy", reason="too_late", status=429, retry_after_s=1), 0),
-        (NoWorkerAvailable("none"), 0),
+        (NoWorkerAvailable("nobody goes on with it"), 1),
         (WorkerLost("it died in the middle"), 1),
         (ValueError("something else"), 1),
     ],
