@@ -22,7 +22,7 @@ ANSWER = "answer: "
 def unready(deployments: Any) -> str:
     """Deployments with replicas that do not run, or not yet, as Ray Serve says; empty if there are none."""
     states = {
-        name: {state.value: number for state, number in each.replica_states.items() if number}
+        name: {state: number for state, number in each.replica_states.items() if number}
         for name, each in deployments.items()
     }
     return ", ".join(f"{name}: {each}" for name, each in states.items() if set(each) - {"RUNNING"})
