@@ -28,7 +28,7 @@ from tests.faults.processes import WorkerProcesses, describe, orphans, titled, w
 from tests.integration.served import ServedByBaton
 from tests.integration.server_process import HOST, ServerProcess
 
-_LOG_BYTES = 1 << 20
+_LOG_BYTES = 1 << 24
 SINGLES = {"Registry": 1, "Planner": 1, "Router": NUM_ROUTERS}
 """Replicas of each deployment that is not one of workers."""
 

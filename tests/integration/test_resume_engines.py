@@ -241,7 +241,7 @@ async def test_an_engine_that_is_killed_loses_its_answers_to_the_others(workers:
         async with asyncio.timeout(60):
             busy = await stopped
             second = asyncio.ensure_future(ask_all(late))
-            while not busy.engine.load().waiting_prefill_tokens:  # noqa: ASYNC110
+            while not busy.engine.load().waiting_prefill_tokens:  # noqa: ASYNC110  no word when it gets one
                 await asyncio.sleep(0.01)
         for process in busy.engine_processes:
             process.kill()
