@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import uuid
 from typing import Any
@@ -11,6 +12,7 @@ from ray import serve
 
 from core.clock import MonotonicClock
 from core.errors import StartupError
+from core.garbage import no_collection
 from core.step_times import StepTimes
 from core.table_step_time import TableStepTime
 from core.traffic import TrafficSummary
@@ -59,6 +61,15 @@ class RouterReplica:
         keep_serve_log()
 
     async def __serve_build_asgi_app__(self) -> Any:
+        with no_collection():
+            app = await self._build_app()
+        gc.freeze()  # what is there now stays: a look through all of it would hold up every answer
+        self._watcher = asyncio.create_task(self._watch_cluster(), name="cluster watch")
+        await self._wait_for_workers()
+        logger.info("router ready", extra=fields(metrics=self._exporter.address))
+        return app
+
+    async def _build_app(self) -> Any:
         # Here, not at the top: the process that only names this class needs no vLLM.
         from router.admin_api import admin_routes
         from router.app import FrontDoor, build_openai_app, front_end_config, parse_front_end_args
@@ -120,9 +131,6 @@ class RouterReplica:
             admin_routes(self._view, traces, self._registry.metrics_targets.remote, self._client.explain)
         )
         app.include_router(planner_routes(self._ask_planner))
-        self._watcher = asyncio.create_task(self._watch_cluster(), name="cluster watch")
-        await self._wait_for_workers()
-        logger.info("router ready", extra=fields(metrics=self._exporter.address))
         return FrontDoor(app)
 
     async def _wait_for_workers(self) -> None:

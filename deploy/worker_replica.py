@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -84,6 +85,7 @@ class WorkerReplica:
         self._server = await start_worker_server(
             settings, self._host, self._engine, peer, self._gate, self._leases, clock, self._metrics
         )
+        gc.freeze()  # what is there now stays: a look through all of it would hold up every answer
         self._report_startup(time.monotonic() - started_s)
         self._tasks = [
             asyncio.create_task(self._beat(), name="heartbeat"),

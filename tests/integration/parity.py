@@ -34,7 +34,7 @@ def same_answer(
 
 def check_path(trace: dict[str, Any], path: str) -> None:
     """That the request took ``path`` and that KV crossed over NIXL exactly if that path says so."""
-    assert (trace["path"], trace["fallbacks"]) == (path, [])
+    assert (trace["path"], trace["fallbacks"]) == (path, []), trace
     if path in ("remote", "remote_early"):
         assert trace["kv_outcome"] == "pulled"
         assert trace["kv_bytes"] > 0

@@ -138,8 +138,9 @@ async def test_workers_come_with_the_load_and_go_with_it(planned: PlannedCluster
     assert len(answers) > sent_at_floor
     assert max(held(planned)) <= BUDGET, held(planned)
     counts = [move["counts"]["mock"] for move in moves(planned) if move["counts"]]
-    assert max(counts) > 2
-    assert counts[-1] == FLOOR
+    most = counts.index(max(counts))
+    assert counts[most] > 2
+    assert FLOOR in counts[most:]
     print(
         f"{len(answers)} requests; workers after {up_s:.1f} s, a new one prefills {serving_s:.1f} s later "
         f"({roles}), the floor {down_s:.1f} s after the load ended; held {held(planned)}\n{told(planned)}"
