@@ -77,7 +77,7 @@ class Registry:
         self._config = config
         self._clock = clock
         self._incarnation = incarnation
-        self._started_at_s = self._looked_at_s = clock.now_s()
+        self._looked_at_s = clock.now_s()
         self._present_s = 0.0
         """Time since the start in which this process ran and could have heard a worker."""
         self._members: dict[str, _Member] = {}
@@ -94,7 +94,8 @@ class Registry:
     @property
     def rebuilding(self) -> bool:
         """True while a worker that served before this start may not have reported yet."""
-        return self._clock.now_s() - self._started_at_s < _REBUILD_HEARTBEATS * self._config.heartbeat_s
+        self._look()
+        return self._present_s < _REBUILD_HEARTBEATS * self._config.heartbeat_s
 
     def members(self) -> dict[str, WorkerReport]:
         """The latest report of each worker, also while rebuilding."""

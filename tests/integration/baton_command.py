@@ -102,6 +102,8 @@ def mock_config(model_path: Path, port: int, **changes: Any) -> dict[str, Any]:
             }
         ],
         "router": {"port": port},
+        # A mock prefill worker never hears that its KV was pulled: it keeps it as long as the lease.
+        "kv_transfer": {"lease_s": 5},
         "startup_timeout_s": 90,
         "drain_timeout_s": 20,
         **changes,

@@ -28,7 +28,11 @@ PROMPT_TOKENS = 3000
 def url(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run_dir = tmp_path_factory.mktemp("front door")
     config = mock_config(model_path, free_port())
-    config["models"][0]["shapes"][0]["mock"] = {"decode_step_ms": 5, "prefill_ms_per_1k_tokens": 50}
+    config["models"][0]["shapes"][0]["mock"] = {
+        "decode_step_ms": 5,
+        "prefill_ms_per_1k_tokens": 50,
+        "kv_blocks": 65_536,  # whoever waits, waits for time
+    }
     config["router"]["log_decisions"] = True
     path = run_dir / "cluster.yaml"
     path.write_text(json.dumps(config))
