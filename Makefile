@@ -52,13 +52,14 @@ demo: $(STAMP) ## Run 2 prefill + 2 decode workers on CPU with a tiny model, sho
 serve: $(STAMP) ## Serve CONFIG=path/to/config.yaml
 	@$(BIN)/baton serve $(CONFIG)
 
+TESTS ?= not slow and not endurance
 .PHONY: test
-test: $(STAMP) ## Run all tests but the slow ones, real engines included
-	@$(BIN)/python -m pytest -m 'not slow and not endurance'
+test: $(STAMP) ## Run all tests but the slow ones, real engines included, or those marked TESTS
+	@$(BIN)/python -m pytest -m '$(TESTS)'
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## Run the slow tests: the longer faults, orphans
-	@$(BIN)/python -m pytest -m 'slow and not endurance'
+test-slow: ## Run the slow tests: the longer faults, orphans
+	@$(MAKE) test TESTS='slow and not endurance'
 
 .PHONY: test-all
 test-all: $(STAMP) ## Run all tests
