@@ -17,7 +17,7 @@ class ObservedWorker:
     desired_role: Role
     """What the registry tells it to be; its report may not say so yet."""
     age_s: float = 0.0
-    """Since it was last heard of."""
+    """Since it was last heard of, in time in which it could have been."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ from planner.quarantine import Quarantine
 _REBUILD_HEARTBEATS = 2
 _ROUTER_TTL_S = 60.0
 """A router that has said nothing for so long is forgotten."""
+_ABSENT_S = 3.0
+"""Routers ask twice a second: a registry that nobody has asked for so long did not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +43,10 @@ class RegistryConfig:
 
 @dataclass(slots=True)
 class _Member:
+    """Times are those in which the registry ran."""
+
     report: WorkerReport
-    seen_at_s: float
-    heard_at_present_s: float
-    """The same in time in which the registry ran."""
+    heard_at_s: float
     desired_role: Role
     joined_at_s: float
     quarantined: str = ""
@@ -62,6 +64,8 @@ class _Member:
 
 @dataclass(frozen=True, slots=True)
 class _Router:
+    """As a :class:`_Member`'s, its time is the one in which the registry ran."""
+
     traffic: TrafficSummary
     heard_at_s: float
 
@@ -79,7 +83,7 @@ class Registry:
         self._incarnation = incarnation
         self._looked_at_s = clock.now_s()
         self._present_s = 0.0
-        """Time since the start in which this process ran and could have heard a worker."""
+        """Time since the start in which the registry ran and could have heard a worker."""
         self._members: dict[str, _Member] = {}
         self._routers: dict[str, _Router] = {}
         self._split = {shape: dict(roles) for shape, roles in config.initial_split.items()}
@@ -94,8 +98,7 @@ class Registry:
     @property
     def rebuilding(self) -> bool:
         """True while a worker that served before this start may not have reported yet."""
-        self._look()
-        return self._present_s < _REBUILD_HEARTBEATS * self._config.heartbeat_s
+        return self._look() < _REBUILD_HEARTBEATS * self._config.heartbeat_s
 
     def members(self) -> dict[str, WorkerReport]:
         """The latest report of each worker, also while rebuilding."""
@@ -107,20 +110,18 @@ class Registry:
 
     def heartbeat(self, report: WorkerReport) -> DesiredState:
         """Takes a worker's report, says what it should do."""
-        self._look()
-        now_s, member = self._clock.now_s(), self._members.get(report.worker_id)
+        now_s, member = self._look(), self._members.get(report.worker_id)
         if member is None:
             missing, num_missing = self._missing_role(report)
             self._members[report.worker_id] = _Member(
                 report,
-                seen_at_s=now_s,
-                heard_at_present_s=self._present_s,
+                heard_at_s=now_s,
                 desired_role=report.role if report.role_assigned else missing,
                 joined_at_s=now_s,
                 spare=not report.role_assigned and num_missing <= 0,
             )
         else:
-            member.seen_at_s, member.heard_at_present_s = now_s, self._present_s
+            member.heard_at_s = now_s
             overtaken = (
                 member.report.incarnation == report.incarnation and member.report.heartbeat > report.heartbeat
             )
@@ -153,20 +154,20 @@ class Registry:
 
     def router_heard(self, traffic: TrafficSummary) -> None:
         """Takes a router's summary."""
-        self._routers[traffic.router_id] = _Router(traffic, self._clock.now_s())
+        self._routers[traffic.router_id] = _Router(traffic, self._look())
         self._quarantine.router_heard(traffic.router_id, traffic.suspects)
         self._refresh()
 
     def observe(self) -> Observation:
         """Everything the planner goes by, also while rebuilding."""
         self._refresh()
-        now_s = self._clock.now_s()
+        now_s = self._look()
         return Observation(
             workers=tuple(
                 ObservedWorker(
                     report=member.shown,
                     desired_role=member.desired_role,
-                    age_s=now_s - member.seen_at_s,
+                    age_s=now_s - member.heard_at_s,
                 )
                 for member in self._members.values()
             ),
@@ -206,7 +207,7 @@ class Registry:
 
     def _note_death(self, member: _Member, reason: str) -> None:
         report = member.report
-        lived_s = member.seen_at_s - member.joined_at_s
+        lived_s = member.heard_at_s - member.joined_at_s
         self._quarantine.died(report.shape, report.node_id, member.quarantined or reason, lived_s)
 
     def assign_role(self, worker_id: str, role: Role) -> None:
@@ -245,24 +246,27 @@ class Registry:
             suspect_nodes=self.suspect_nodes,
         )
 
-    def _look(self) -> None:
-        """Counts time. Somebody calls once a heartbeat, so a longer gap was the registry's own absence.
+    def _look(self) -> float:
+        """Seconds since the start in which the registry ran, now.
 
-        After one, all workers would look silent, though their heartbeats only wait to be read.
+        Somebody calls once a heartbeat, so what a gap has beyond that was the registry's own absence, and a
+        long one was nothing else: it has not heard anyone, though heartbeats wait to be read.
         """
         now_s = self._clock.now_s()
-        self._present_s += min(now_s - self._looked_at_s, self._config.heartbeat_s)
-        self._looked_at_s = now_s
+        gap_s, self._looked_at_s = now_s - self._looked_at_s, now_s
+        heartbeat_s = self._config.heartbeat_s
+        if gap_s < max(_ABSENT_S, 2 * heartbeat_s):
+            self._present_s += min(gap_s, heartbeat_s)
+        return self._present_s
 
     def _refresh(self) -> None:
         """Drops who is silent, reviews the quarantine; a changed membership is a new epoch."""
-        self._look()
-        now_s = self._clock.now_s()
+        now_s = self._look()
         for router_id in [key for key, r in self._routers.items() if now_s - r.heard_at_s > _ROUTER_TTL_S]:
             del self._routers[router_id]
             self._quarantine.router_left(router_id)
-        oldest_s = self._present_s - self._config.missed_heartbeats * self._config.heartbeat_s
-        for worker_id in [key for key, m in self._members.items() if m.heard_at_present_s < oldest_s]:
+        oldest_s = now_s - self._config.missed_heartbeats * self._config.heartbeat_s
+        for worker_id in [key for key, m in self._members.items() if m.heard_at_s < oldest_s]:
             member = self._members.pop(worker_id)
             if member.report.trouble or not member.report.draining:  # who drains may just have finished
                 self._note_death(member, "it fell silent")
