@@ -127,7 +127,7 @@ class DecodeLeg(worker_pb2_grpc.DecodeLegServicer):
     ) -> worker_pb2.AbortReply:
         """Answers when the engine has dropped the requests: their KV may be freed at its source then.
 
-        An engine that died has dropped everything: whatever it still reads, no token is made of it.
+        One that died, or cannot be heard any more, has: whatever it still reads, no token of it is sent.
         """
         tasks = [self._tasks[key] for key in message.request_ids if key in self._tasks]
         for task in tasks:

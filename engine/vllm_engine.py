@@ -17,6 +17,8 @@ from engine.kv_events import KvEventReader
 from engine.vllm_start import LoadGauge, StartProgress, VllmEngineSpec, build
 
 _CALL_TIMEOUT_S = 10.0
+_LOOK_S = 0.2
+"""How often a call looks whether its engine still lives."""
 
 
 class VllmEngine:
@@ -184,11 +186,18 @@ class VllmEngine:
         return max(await self._call("baton_disconnect_kv", list(incarnations)))
 
     async def _call(self, method: str, *args: Any) -> Any:
-        """Calls our extension in the engine's processes; an engine that died answers nothing."""
+        """Calls our extension in the engine's processes; one that dies never answers."""
+        answer = asyncio.ensure_future(self._llm.collective_rpc(method, args=args))
         try:
-            return await asyncio.wait_for(self._llm.collective_rpc(method, args=args), _CALL_TIMEOUT_S)
+            async with asyncio.timeout(_CALL_TIMEOUT_S):
+                while not (await asyncio.wait([answer], timeout=_LOOK_S))[0]:
+                    if self.dead:
+                        raise WorkerLost("it died")
+            return answer.result()
         except Exception as error:
             raise WorkerLost(f"the engine did not answer {method}: {error!r}") from error
+        finally:
+            answer.cancel()
 
     async def shutdown(self, timeout_s: float) -> None:
         await asyncio.get_running_loop().run_in_executor(self._starter, self._llm.shutdown, timeout_s)

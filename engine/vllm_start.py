@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import gc
 import hashlib
 import os
 import time
@@ -11,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.garbage import no_collection
 from core.observed_steps import StepSample
 from engine.base import EngineInfo
 from engine.kv_events import KvEventReader
@@ -94,7 +91,6 @@ def build(
     """
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = spec.side_channel_host
     os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(spec.side_channel_port)
-    _import_vllm()
     from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -138,14 +134,6 @@ def build(
     llm = AsyncLLM.from_vllm_config(config, stat_loggers=[_gauge_logger(gauge, spec)])
     progress.next("ready")
     return llm, _info(spec, llm.vllm_config, progress), gauge
-
-
-@functools.cache
-def _import_vllm() -> None:
-    """What it makes stays as long as the process: no collector has to look through it, now or later."""
-    with no_collection():
-        import vllm.v1.engine.async_llm  # noqa: F401
-    gc.freeze()
 
 
 def _info(spec: VllmEngineSpec, config: Any, progress: StartProgress) -> EngineInfo:
