@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import uuid
 from typing import Any
@@ -61,9 +60,8 @@ class RouterReplica:
         keep_serve_log()
 
     async def __serve_build_asgi_app__(self) -> Any:
-        with no_collection():
+        with no_collection():  # most of it is imports, of which they are a sixth
             app = await self._build_app()
-        gc.freeze()  # what is there now stays: a look through all of it would hold up every answer for 0.4 s
         self._watcher = asyncio.create_task(self._watch_cluster(), name="cluster watch")
         await self._wait_for_workers()
         logger.info("router ready", extra=fields(metrics=self._exporter.address))

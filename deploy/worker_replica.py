@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ from ray import serve
 
 from core.clock import MonotonicClock
 from core.errors import StartupError
+from core.garbage import no_collection
 from core.types import DesiredState, WorkerReport
 from decode_workers.lease_keeper import LeaseKeeper
 from decode_workers.peer_connections import PeerConnections
@@ -72,7 +72,8 @@ class WorkerReplica:
         """When a worker whose engine has died says so to Ray Serve."""
         configure_logging(self._worker_id)
         keep_serve_log()
-        self._engine, peer = await self._start_engine()
+        with no_collection():  # most of it is imports, of which they are a sixth
+            self._engine, peer = await self._start_engine()
         self._gate = Gate(_QUEUE_FACTOR * self._engine.info.max_num_seqs)
         clock = MonotonicClock()
         self._leases = LeaseKeeper(clock)
@@ -85,7 +86,6 @@ class WorkerReplica:
         self._server = await start_worker_server(
             settings, self._host, self._engine, peer, self._gate, self._leases, clock, self._metrics
         )
-        gc.freeze()  # what is there now stays: a look through all of it would hold up every answer for 0.4 s
         self._report_startup(time.monotonic() - started_s)
         self._tasks = [
             asyncio.create_task(self._beat(), name="heartbeat"),
