@@ -161,7 +161,7 @@ class AdmissionController:
         now_s = self._clock.now_s()
         self._prepare(now_s)
         self._refuse_ended(now_s)
-        while self._send_some(now_s):
+        while self._send_some(self._clock.now_s()):
             pass
 
     def answered(self, predicted_ttft_s: float, ttft_s: float) -> None:

@@ -11,6 +11,7 @@ from core.errors import Rejected
 LOGGERS = (
     "vllm.entrypoints.openai.chat_completion.serving",
     "vllm.entrypoints.openai.completion.serving",
+    "vllm.entrypoints.anthropic.api_router",
 )
 
 
@@ -26,9 +27,10 @@ _FILTER = _RefusalsLeftOut()
 def leave_refusals_out() -> None:
     """To be called once in a process; again does nothing.
 
-    vLLM logs a traceback for every streamed answer that ends with an exception. Under overload most are
-    refusals, and writing a traceback takes longer than to refuse. Metrics and the request's trace tell of
-    them; streams that break are logged as before.
+    vLLM logs a traceback for every streamed answer that ends with an exception, and for every Anthropic
+    message. Under overload most are refusals, and writing a traceback takes longer than to refuse. Metrics
+    and the request's trace tell of them, also where one of several choices is refused after another has
+    begun. Streams that break are logged as before.
     """
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_FILTER)
