@@ -52,7 +52,7 @@ demo: $(STAMP) ## Run 2 prefill + 2 decode workers on CPU with a tiny model, sho
 serve: $(STAMP) ## Serve CONFIG=path/to/config.yaml
 	@$(BIN)/baton serve $(CONFIG)
 
-TESTS ?= not slow and not endurance
+TESTS = not slow and not endurance
 .PHONY: test
 test: $(STAMP) ## Run all tests but the slow ones, real engines included, or those marked TESTS
 	@$(BIN)/python -m pytest -m '$(TESTS)'

@@ -46,7 +46,7 @@ def fault_report(request: pytest.FixtureRequest) -> FaultReport:
 
 
 @pytest.hookimpl(trylast=True)  # after the teardown of session fixtures
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fails the run if a process it started is left, and ends that process."""
     record.write_results(session.config)
     deadline = time.monotonic() + _GRACE_S
@@ -60,6 +60,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             continue
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if (cache := getattr(session.config, "cache", None)) is not None:
+        # Whether the tests that failed are all that there is to say against this run.
+        came_to_its_end = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        cache.set("baton/whole", came_to_its_end and not left)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,7 +1,8 @@
-"""The rules of tests/conftest.py hold: leaks fail a run, a signal ends it cleanly."""
+"""The rules of a run hold: leaks fail it, a signal ends it cleanly, what failed may be tried once more."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
+AGAIN = CONFTEST.parents[1] / ".ci/again.py"
 
 
 @pytest.fixture
@@ -25,12 +27,17 @@ def run_folder(tmp_path: Path) -> Path:
 def start_pytest(folder: Path, test_code: str) -> subprocess.Popen[str]:
     (folder / "test_inner.py").write_text(test_code)
     return subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", folder, folder],
+        [sys.executable, "-m", "pytest", "-q", "--rootdir", folder, folder],
         cwd=folder,
         env={**os.environ, "BATON_TEST_GRACE_S": "0.5"},
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the run came to its end and left nothing behind, as it noted itself."""
+    return bool(json.loads((folder / ".pytest_cache/v/baton/whole").read_text()))
 
 
 @pytest.mark.parametrize("start_new_session", [False, True])
@@ -54,6 +61,7 @@ def test_leaks():
     assert run.returncode == 1
     pid = int((run_folder / "pid").read_text())
     assert f"LEAKED PROCESS (now killed): {pid} sleep 300" in output
+    assert not is_whole(run_folder)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
@@ -61,6 +69,7 @@ def test_a_run_that_leaves_nothing_passes(run_folder: Path) -> None:
     run = start_pytest(run_folder, "import subprocess\ndef test_ok(): subprocess.run(['true'], check=True)\n")
     run.communicate(timeout=60)
     assert run.returncode == 0
+    assert is_whole(run_folder)
 
 
 def test_sigterm_tears_fixtures_down(run_folder: Path) -> None:
@@ -83,4 +92,33 @@ def test_long(cluster):
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=30)
     assert run.returncode == pytest.ExitCode.INTERRUPTED
+    assert not is_whole(run_folder)
     assert (run_folder / "torn-down").exists()
+
+
+@pytest.mark.parametrize(
+    ("test_code", "first", "again"),
+    [
+        ("def test_ok(): pass\n", 0, 1),
+        ("def test_bad(): raise ValueError\n", 1, 1),
+        (
+            "import pathlib\n"
+            "def test_once():\n"
+            "    tried = pathlib.Path('tried')\n"
+            "    again = tried.exists()\n"
+            "    tried.touch()\n"
+            "    assert again\n",
+            1,
+            0,
+        ),
+        ("import no_such_module\n", 2, 1),
+    ],
+    ids=["nothing failed", "fails twice", "fails once", "never ran"],
+)
+def test_what_failed_gets_a_second_try(run_folder: Path, test_code: str, first: int, again: int) -> None:
+    run = start_pytest(run_folder, test_code)
+    run.communicate(timeout=60)
+    assert run.returncode == first
+    command = [sys.executable, AGAIN, "-q", "--rootdir", run_folder]
+    second = subprocess.run(command, cwd=run_folder, capture_output=True, timeout=60)
+    assert second.returncode == again, second.stdout
