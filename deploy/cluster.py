@@ -152,13 +152,13 @@ class Cluster:
         self.log_dir = _log_dir(context)
 
     def _deploy(self) -> None:
-        deadline_s = time.monotonic() + self._config.startup_timeout_s
         # One for every deployment from here: another key would be another set of workers.
         os.environ.setdefault(CLUSTER_KEY_VARIABLE, secrets.token_hex(32))
         serve_app.deploy(self._config)
         timeout_s = self._config.startup_timeout_s
         serve_app.wait_running(self._counts(), timeout_s, self._progress, ran_before=self._ready)
         self._progress("waiting for the pools")
+        deadline_s = time.monotonic() + timeout_s
         while not self._pools_complete():
             if time.monotonic() > deadline_s:
                 raise StartupError(

@@ -73,6 +73,7 @@ def wait_running(
     Args:
         counts: how many there may be, by deployment. Where that is more than one number, those that cannot
             start are not waited for either.
+        timeout_s: in which a replica must run. Each that does gives the next one as long.
         ran_before: the application is being changed; a replica that dies meanwhile is waited for again.
 
     Raises:
@@ -81,7 +82,8 @@ def wait_running(
     from ray import serve
 
     deadline_s = time.monotonic() + timeout_s
-    num_running = 0
+    num_starts_left = sum(each[-1] for each in counts.values())  # one may start again and again
+    num_running = num_shown = 0
     while True:
         status = serve.status().applications.get(APP_NAME)
         if status is not None:
@@ -94,11 +96,14 @@ def wait_running(
                 replicas[name].settled(counts[name]) for name in counts
             ):
                 return
-            now_running = sum(each.num_running for each in replicas.values())
+            num_before, num_running = num_running, sum(each.num_running for each in replicas.values())
+            if num_running > num_before and num_starts_left:
+                num_starts_left -= 1
+                deadline_s = time.monotonic() + timeout_s
             num_wanted = sum(replicas[name].num_wanted(counts[name]) for name in counts)
-            if num_running < now_running <= num_wanted:
-                num_running = now_running
-                progress(f"{num_running} of {num_wanted} replicas run")
+            if num_shown < num_running <= num_wanted:
+                num_shown = num_running
+                progress(f"{num_shown} of {num_wanted} replicas run")
         if time.monotonic() > deadline_s:
             raise StartupError(f"not ready after startup_timeout_s={timeout_s:g}\n{_why(status)}")
         time.sleep(_POLL_S)

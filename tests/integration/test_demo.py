@@ -9,13 +9,13 @@ import pytest
 
 from tests.integration.baton_command import Commands
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
 
 
 def test_the_demo_shows_who_did_what_and_a_switch_and_leaves_nothing(tmp_path: Path) -> None:
     commands = Commands(tmp_path, {"XDG_CACHE_HOME": str(tmp_path / "cache")})
     try:
-        done = commands.run("demo", timeout_s=280)
+        done = commands.run("demo", timeout_s=440)
         left = commands.left_running()
     finally:
         commands.end_all()
