@@ -17,14 +17,14 @@ from __future__ import annotations
 import heapq
 import math
 from itertools import islice
-from typing import Protocol
 
 from core.clock import Clock
 from core.errors import NoWorkerAvailable, Rejected
 from router.admission_limits import AdmissionLimits
+from router.applicant import Applicant
 from router.drain_rate import DrainRate
+from router.lateness import Lateness
 from router.placement import Placement
-from router.prediction_margin import PredictionMargin
 from router.waiting_line import Entry, WaitingLine
 
 _NOMINAL_TOKENS_PER_S = 10_000
@@ -34,55 +34,6 @@ _NUM_TRIED = 8
 """Requests in front of the line that are tried: one that waits for its worker does not block the others."""
 _MIN_RETRY_S = 0.001
 _MIN_RETRY_AFTER_S, _MAX_RETRY_AFTER_S = 1, 60
-
-
-_MIN_ANSWER_TOKENS = 8
-_MOST_OF_SLACK = 0.5
-"""Of the time that a request could wait and still be in time, no more than this is kept as a margin: where
-nothing else runs, everybody is let in, whatever the past has taught."""
-
-
-class Applicant(Protocol):
-    """A request that wants to be sent. Its attributes do not change."""
-
-    @property
-    def request_id(self) -> str: ...
-
-    @property
-    def tenant(self) -> str: ...
-
-    @property
-    def priority(self) -> int:
-        """Lower is more urgent, 0 is usual: vLLM's ``priority``."""
-
-    @property
-    def arrival_s(self) -> float:
-        """On the controller's clock."""
-
-    @property
-    def ttft_slo_s(self) -> float:
-        """From arrival; inf for none."""
-
-    @property
-    def prompt_tokens(self) -> int: ...
-
-    def place(self, now_s: float) -> Placement:
-        """Where it would go now.
-
-        Args:
-            now_s: one time for all that are tried together. Were it later for those behind, room that comes
-                meanwhile would be theirs.
-
-        Raises:
-            core.errors.NoWorkerAvailable: nobody serves it.
-        """
-
-    def send(self, placement: Placement) -> None:
-        """It has waited and goes now. Must book it on the workers (``WorkerView.prefill_sent`` and so on)
-        before returning: the next one is placed right after. Must not call the controller."""
-
-    def refuse(self, error: Rejected | NoWorkerAvailable) -> None:
-        """It has waited in vain. Must not call the controller."""
 
 
 class AdmissionController:
@@ -105,9 +56,8 @@ class AdmissionController:
         self._room_at_s = math.inf
         """When one of those in front may have room."""
         self._drain = DrainRate()
-        now_s = clock.now_s()
-        self._ttft_margin_s = PredictionMargin(now_s, step=0.03, highest=1.0, share=0.9)
-        self._tpot_margin = PredictionMargin(now_s, step=0.05, highest=2.0, share=0.95)
+        self.lateness = Lateness(limits, clock)
+        """To be told of first tokens and of answers."""
 
     @property
     def num_waiting(self) -> int:
@@ -133,8 +83,8 @@ class AdmissionController:
         """
         now_s = self._clock.now_s()
         placement = applicant.place(now_s)
-        late_s = self._late_s(applicant, placement, now_s)
-        goes = placement.has_room and late_s + self._margin_s(applicant, placement, now_s) <= 0.0
+        late_s = self.lateness.late_s(applicant, placement, now_s)
+        goes = placement.has_room and late_s + self.lateness.margin_s(applicant, placement, now_s) <= 0.0
         if goes and not self._line:
             return placement
         self._prepare(now_s)
@@ -163,31 +113,6 @@ class AdmissionController:
         self._refuse_ended(now_s)
         while self._send_some(self._clock.now_s()):
             pass
-
-    def answered(self, predicted_ttft_s: float, ttft_s: float) -> None:
-        """A first token came, ``ttft_s`` after arrival; ``predicted_ttft_s`` is the placement's it was sent
-        with. Not to be told of requests that had to be sent a second time."""
-        now_s = self._clock.now_s()
-        too_low = ttft_s > predicted_ttft_s + self._ttft_margin_s.at(now_s)
-        self._ttft_margin_s.observe(now_s, too_low=too_low)
-
-    def finished(self, tpot_s: float, aimed_tpot_s: float, num_tokens: int) -> None:
-        """An answer has ended, with this mean time between its tokens.
-
-        It was let in long ago, perhaps with less care than now: that it was late then is no news.
-        Short answers say nothing: most of their time is the handoff's, which no smaller batch shortens.
-
-        Args:
-            aimed_tpot_s: its target, by :meth:`tpot_factor` as of when it was placed.
-        """
-        if num_tokens >= _MIN_ANSWER_TOKENS:
-            now_s = self._clock.now_s()
-            too_low = tpot_s > aimed_tpot_s * (1.0 + self._tpot_margin.at(now_s))
-            self._tpot_margin.observe(now_s, too_low=too_low)
-
-    def tpot_factor(self) -> float:
-        """By how much TPOT targets are to be divided before anything is decided for a request, 1 or more."""
-        return 1.0 + self._tpot_margin.at(self._clock.now_s())
 
     def withdraw(self, request_id: str) -> None:
         """The client has gone; unknown and ended ones are passed over."""
@@ -224,8 +149,8 @@ class AdmissionController:
                 room_at_s = now_s + max(placement.room_in_s, _MIN_RETRY_S)
                 self._room_at_s = min(self._room_at_s, room_at_s)
                 continue
-            late_s = self._late_s(applicant, placement, now_s)
-            if late_s <= 0.0 < late_s + self._margin_s(applicant, placement, now_s):
+            late_s = self.lateness.late_s(applicant, placement, now_s)
+            if late_s <= 0.0 < late_s + self.lateness.margin_s(applicant, placement, now_s):
                 continue  # in time perhaps: it waits for a worker that has less to do
             changed = True
             self._leave(entry, now_s, sent=late_s <= 0.0)
@@ -242,12 +167,8 @@ class AdmissionController:
         """
         sure: list[Entry[Applicant]] = []
         doubtful: list[Entry[Applicant]] = []
-        early_rejection, learned_s = self._limits.early_rejection, self._ttft_margin_s.at(now_s)
         for entry in islice(self._line.in_order(), _NUM_LOOKED_AT):
-            slack_s = entry.deadline_s - entry.item.arrival_s - entry.work
-            margin_s = min(learned_s, _MOST_OF_SLACK * slack_s)
-            in_time = not early_rejection or now_s + entry.work + margin_s <= entry.deadline_s
-            (sure if in_time else doubtful).append(entry)
+            (sure if self.lateness.surely_in_time(entry, now_s) else doubtful).append(entry)
             if len(sure) == _NUM_TRIED:
                 break
         return sure + doubtful[:_NUM_TRIED]
@@ -281,7 +202,7 @@ class AdmissionController:
             item=applicant,
             tenant=applicant.tenant,
             priority=max(-bound, min(bound, applicant.priority)),
-            deadline_s=applicant.arrival_s + self._patience_s(applicant, placement),
+            deadline_s=applicant.arrival_s + self.lateness.patience_s(applicant, placement),
             work=applicant.prompt_tokens / _NOMINAL_TOKENS_PER_S if work_s is None else work_s,
         )
 
@@ -307,29 +228,7 @@ class AdmissionController:
             self._ends.clear()
             self._room_at_s = math.inf
 
-    # ------------------------------------------------------------------------------------ predictions
-
-    def _patience_s(self, applicant: Applicant, placement: Placement) -> float:
-        """From arrival, until when a first token is in time.
-
-        What misses its target on an idle cluster too is not refused for ever: it gets twice as long as it
-        would take there.
-        """
-        target_s = self._limits.reject_above * applicant.ttft_slo_s
-        alone_s = placement.work_s or 0.0
-        return 2.0 * alone_s if alone_s > target_s else target_s
-
-    def _late_s(self, applicant: Applicant, placement: Placement, now_s: float) -> float:
-        """How much too late its first token would come if it were sent now; negative: in time."""
-        if not self._limits.early_rejection:
-            return -math.inf
-        ttft_s = now_s - applicant.arrival_s if placement.ttft_s is None else placement.ttft_s
-        return ttft_s - self._patience_s(applicant, placement)
-
-    def _margin_s(self, applicant: Applicant, placement: Placement, now_s: float) -> float:
-        """By how much its first token is to be expected later than predicted."""
-        slack_s = self._patience_s(applicant, placement) - (placement.work_s or 0.0)
-        return min(self._ttft_margin_s.at(now_s), _MOST_OF_SLACK * slack_s)
+    # --------------------------------------------------------------------------------------- refusals
 
     def _wait_s(self, newcomer: Entry[Applicant], now_s: float) -> float:
         """Until it is a newcomer's turn."""

@@ -24,6 +24,7 @@ class AdmissionGate:
 
     def __init__(self, controller: AdmissionController, clock: Clock) -> None:
         self._controller = controller
+        self.lateness = controller.lateness
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = float("inf")
@@ -54,14 +55,6 @@ class AdmissionGate:
         except asyncio.CancelledError:
             self._controller.withdraw(request.request_id)
             raise
-
-    def answered(self, predicted_ttft_s: float, ttft_s: float) -> None:
-        """See :meth:`router.admission.AdmissionController.answered`."""
-        self._controller.answered(predicted_ttft_s, ttft_s)
-
-    def finished(self, tpot_s: float, aimed_tpot_s: float, num_tokens: int) -> None:
-        """See :meth:`router.admission.AdmissionController.finished`."""
-        self._controller.finished(tpot_s, aimed_tpot_s, num_tokens)
 
     def news(self) -> None:
         """Something was heard of the workers: there may be room now."""

@@ -97,7 +97,7 @@ class Placing:
     # As an applicant.
 
     def place(self, now_s: float) -> Placement:
-        """See :meth:`router.admission.Applicant.place`."""
+        """See :meth:`router.applicant.Applicant.place`."""
         factor = self._context.tpot_factor()
         self.aimed_tpot_s = self._request.tpot_slo_s / factor
         candidates, routing = self._candidates(), self._routing(now_s, factor)

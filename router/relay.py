@@ -54,7 +54,7 @@ class Relay:
             clock=clock,
             limits=limits or AdmissionLimits(),
             tpot_slo_s=tpot_slo_s,
-            tpot_factor=controller.tpot_factor,
+            tpot_factor=controller.lateness.tpot_factor,
             traffic=traffic or TrafficCounter(""),
         )
         self._gate = None

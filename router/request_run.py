@@ -87,7 +87,7 @@ class RequestRun:
             lap, decision = await self._next_lap(lap, lost)
         whole = not self._trace.resumptions  # a pause says nothing of the workers' pace
         if self._gate is not None and whole and (tpot_s := self._trace.tpot_s) is not None:
-            self._gate.finished(tpot_s, placing.aimed_tpot_s, self._trace.output_tokens)
+            self._gate.lateness.finished(tpot_s, placing.aimed_tpot_s, self._trace.output_tokens)
 
     def _first_emit(self, placing: Placing) -> Emit:
         """Tells admission control how the first token turned out."""
@@ -97,7 +97,7 @@ class RequestRun:
 
         def emit(delta: EngineDelta) -> None:
             if not self._answer.token_ids and not trace.fallbacks:
-                gate.answered(predicted_ttft_s, self._context.clock.now_s() - trace.received_at_s)
+                gate.lateness.answered(predicted_ttft_s, self._context.clock.now_s() - trace.received_at_s)
             self._answer.emit(delta)
 
         return emit

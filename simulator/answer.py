@@ -79,7 +79,7 @@ class Answer:
         self.first_token_s = now_s
         gate, predicted_ttft_s = self._router.gate, self._placing.predicted_ttft_s
         if gate is not None and predicted_ttft_s is not None:
-            gate.answered(predicted_ttft_s, now_s - self._request.arrival_s)
+            gate.lateness.answered(predicted_ttft_s, now_s - self._request.arrival_s)
         self._recorder.first_token(self._index, now_s)
 
     def leg_ended(self, num_tokens: int) -> None:
@@ -94,7 +94,7 @@ class Answer:
         assert self.first_token_s is not None
         tpot_s = (now_s - self.first_token_s) / (num_tokens - 1) if num_tokens > 1 else 0.0
         if gate is not None and num_tokens > 1:
-            gate.finished(tpot_s, placing.aimed_tpot_s, num_tokens)
+            gate.lateness.finished(tpot_s, placing.aimed_tpot_s, num_tokens)
         self._router.traffic.ended(self, num_tokens)
         self._router.traffic.counter.finished(
             num_tokens,

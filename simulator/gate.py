@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from router.admission import AdmissionController, Applicant
+from router.admission import AdmissionController
 from router.admission_limits import AdmissionLimits
+from router.applicant import Applicant
 from router.placement import Placement
 from simulator.event_queue import EventQueue
 
@@ -21,6 +22,7 @@ class Gate:
         self._rest_s = rest_s
         self._rests_until_s = 0.0
         self._controller = AdmissionController(limits, self)
+        self.lateness = self._controller.lateness
         self._due_s = float("inf")
         """The earliest time at which an update is scheduled."""
 
@@ -44,18 +46,6 @@ class Gate:
         if placement is None:
             self._update_at(self._controller.next_update_s())
         return placement
-
-    def answered(self, predicted_ttft_s: float, ttft_s: float) -> None:
-        """See :meth:`router.admission.AdmissionController.answered`."""
-        self._controller.answered(predicted_ttft_s, ttft_s)
-
-    def finished(self, tpot_s: float, aimed_tpot_s: float, num_tokens: int) -> None:
-        """See :meth:`router.admission.AdmissionController.finished`."""
-        self._controller.finished(tpot_s, aimed_tpot_s, num_tokens)
-
-    def tpot_factor(self) -> float:
-        """See :meth:`router.admission.AdmissionController.tpot_factor`."""
-        return self._controller.tpot_factor()
 
     def news(self) -> None:
         """Something was heard of the workers: there may be room, once this event is over."""

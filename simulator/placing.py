@@ -87,10 +87,10 @@ class Placing:
         )
 
     def place(self, now_s: float) -> Placement:
-        """See :meth:`router.admission.Applicant.place`."""
+        """See :meth:`router.applicant.Applicant.place`."""
         router, gate = self._router, self._router.gate
         assert gate is not None
-        factor = gate.tpot_factor()
+        factor = gate.lateness.tpot_factor()
         self.aimed_tpot_s = self.tpot_slo_s / factor
         routing = self.routing(now_s, factor)
         if self._path is Path.PREFILL_ONLY:

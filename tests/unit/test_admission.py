@@ -224,7 +224,7 @@ def test_what_misses_its_target_on_an_idle_cluster_is_served_all_the_same() -> N
 def test_whatever_was_learned_an_idle_cluster_is_given_work() -> None:
     router = Router()
     for _ in range(200):
-        router.controller.answered(0.1, 5.0)
+        router.controller.lateness.answered(0.1, 5.0)
     router.offer("a", ttft_slo_s=0.5, work_s=0.2)
     assert router.cluster.sent == ["a"]
 
@@ -232,8 +232,8 @@ def test_whatever_was_learned_an_idle_cluster_is_given_work() -> None:
 def test_answers_let_in_long_ago_teach_no_more_care_than_they_needed() -> None:
     router = Router()
     for _ in range(500):
-        router.controller.finished(0.033, 0.030, 50)
-    assert router.controller.tpot_factor() == pytest.approx(1.1, abs=0.06)
+        router.controller.lateness.finished(0.033, 0.030, 50)
+    assert router.controller.lateness.tpot_factor() == pytest.approx(1.1, abs=0.06)
 
 
 def test_a_full_line_refuses_but_for_the_more_urgent() -> None:
