@@ -24,7 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> int:
         names = getattr(item, "fixturenames", ())
-        return 2 if "servers" in names else 1 if _CLUSTER in names else 0
+        if "servers" in names:
+            return 3
+        if _CLUSTER not in names:
+            return 0
+        return 2 if item.get_closest_marker("leaves_other_weights") else 1
 
     items.sort(key=place)
 

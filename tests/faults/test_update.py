@@ -15,7 +15,13 @@ from tests.faults.record import FaultReport
 from tests.faults.references import ANY, References, make_references
 from tests.faults.row import IDLE_WITHIN_S, silences
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.fault_row(20)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.fault_row(20),
+    pytest.mark.leaves_other_weights,
+]
 ROLLED_WITHIN_S = 600.0
 """Every worker and router is replaced, a few at a time, beside the load: minutes on a small machine."""
 
