@@ -82,7 +82,8 @@ def wait_running(
     from ray import serve
 
     deadline_s = time.monotonic() + timeout_s
-    num_starts_left = sum(each[-1] for each in counts.values())  # one may start again and again
+    # What starts and dies again and again gets no more time than all of them once.
+    num_starts_left = sum(each[-1] for each in counts.values())
     num_running = num_shown = 0
     while True:
         status = serve.status().applications.get(APP_NAME)
