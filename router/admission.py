@@ -228,7 +228,7 @@ class AdmissionController:
             self._ends.clear()
             self._room_at_s = math.inf
 
-    # --------------------------------------------------------------------------------------- refusals
+    # ----------------------------------------------------------------------------- waits and refusals
 
     def _wait_s(self, newcomer: Entry[Applicant], now_s: float) -> float:
         """Until it is a newcomer's turn."""

@@ -18,9 +18,10 @@ nothing else runs, everybody is let in, whatever the past has taught."""
 
 
 class Lateness:
-    """One router's.
+    """What one router predicts of requests for one model, and how careful it has learned to be.
 
     Args:
+        limits: what is too late.
         clock: the one that arrivals are told on.
     """
 
@@ -79,9 +80,10 @@ class Lateness:
 
     def surely_in_time(self, entry: Entry[Applicant], now_s: float) -> bool:
         """Whether one that waits would be in time if its turn were now, however low predictions are."""
+        if not self._limits.early_rejection:
+            return True
         slack_s = entry.deadline_s - entry.item.arrival_s - entry.work
-        end_s = now_s + entry.work + self._margin_s(slack_s, now_s)
-        return not self._limits.early_rejection or end_s <= entry.deadline_s
+        return now_s + entry.work + self._margin_s(slack_s, now_s) <= entry.deadline_s
 
     def _margin_s(self, slack_s: float, now_s: float) -> float:
         return min(self._ttft_margin_s.at(now_s), _MOST_OF_SLACK * slack_s)
